@@ -1,0 +1,134 @@
+"""One function is one command: arguments, types, defaults and help come from its signature and docstring."""
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+import jsonargparse
+
+_BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+
+
+def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name, and turn what goes wrong into one line on stderr.
+
+    Positional-only parameters of a command's function become positionals, all others `--dashed-options`; a
+    `bool` becomes a flag with its `--no-` opposite.
+
+    Args:
+        program: name of the program, as the user typed it.
+        commands: function of each command, or `"module:function"`, imported only when it is needed.
+        argv: arguments after the program's name; those of this process where not given.
+
+    Returns:
+        Exit status: 0, 2 for bad input, 130 for an interrupt, and 1 for any other failure.
+
+    Raises:
+        SystemExit: after `--help` and `--version` (status 0), and on arguments that do not parse (status 2).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        name = _command_name(program, commands, arguments[:1])
+        _call(f"{program} {name}", program, _resolve(commands[name]), arguments[1:])
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        return _report(program, error)
+    return 0
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Parser that spells options with dashes, booleans as flags, and errors on one line."""
+
+    def __init__(self, *args, program: str, parameters: Sequence[inspect.Parameter] = (), **kwargs):
+        self.program = program
+        self.positional_names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
+        self.annotations = {p.name: inspect.formatannotation(p.annotation) for p in parameters}
+        super().__init__(*args, allow_abbrev=False, print_config=None, **kwargs)
+
+    def add_argument(self, *names, **kwargs):
+        if names[0].removeprefix("--") in self.positional_names:
+            kwargs.pop("required", None)
+            return super().add_argument(names[0].removeprefix("--"), **kwargs)
+        if kwargs.get("type") is bool:
+            kwargs.pop("type")
+            kwargs["action"] = argparse.BooleanOptionalAction
+        return super().add_argument(*(name.replace("_", "-") for name in names), **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = _one_line(message)
+        if refused := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', message):
+            name, value = refused.groups()
+            message = f"`{self._spelling(name)}` must be {self.annotations[name]}, got {value!r}"
+        if missing := re.match(r"the following arguments are required: (.*)", message):
+            message = f"missing {', '.join(self._spelling(name) for name in missing[1].split(', '))}"
+        self.exit(2, f"{self.program}: error: {message} (see `{self.prog} --help`)\n")
+
+    def _spelling(self, name: str) -> str:
+        return name if name in self.positional_names else "--" + name.replace("_", "-")
+
+
+def _command_name(program: str, commands: Mapping[str, Callable | str], arguments: Sequence[str]) -> str:
+    if arguments and arguments[0] in commands:
+        return arguments[0]
+    parser = _Parser(
+        prog=program,
+        program=program,
+        version=version("photonic_essl"),
+        usage=f"{program} COMMAND [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if set(arguments) & {"-h", "--help"}:
+        lines = [f"  {name:14s}{_summary(_resolve(command))}" for name, command in commands.items()]
+        hint = (
+            f"`{program} COMMAND --help` shows a command's options; `--debug` shows where an error came from."
+        )
+        parser.epilog = "\n".join(["commands:", *lines, "", hint])
+    if arguments and not arguments[0].startswith("-"):
+        parser.error(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
+    parser.parse_args(arguments)
+    parser.error(f"no command given; the commands are {', '.join(commands)}")
+
+
+def _call(usage: str, program: str, function: Callable, arguments: Sequence[str]) -> None:
+    parameters = list(inspect.signature(function).parameters.values())
+    parser = _Parser(prog=usage, program=program, parameters=parameters, description=_summary(function))
+    parser.add_function_arguments(function, as_group=False)
+    values = parser.parse_args(arguments).as_dict()
+    function(*[values.pop(name) for name in parser.positional_names], **values)
+
+
+def _resolve(command: Callable | str) -> Callable:
+    if callable(command):
+        return command
+    module, name = command.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _summary(function: Callable) -> str:
+    return (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _report(program: str, error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
+        return 130
+    kind = (
+        ""
+        if str(error) and isinstance(error, (*_BAD_INPUT, OSError, RuntimeError))
+        else f"{type(error).__name__}: "
+    )
+    print(f"{program}: error: {kind}{_one_line(str(error))}", file=sys.stderr)
+    return 2 if isinstance(error, _BAD_INPUT) else 1

@@ -1,0 +1,122 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_gen.command_line import run
+
+received = []
+
+
+def generate(
+    family: str,
+    /,
+    *,
+    out: str | Path,
+    samples: int = 3,
+    k_points: int | None = None,
+    scheduler: str | None = None,
+    keep_bands: bool = False,
+) -> None:
+    """Write a dataset of cells.
+
+    Args:
+        family: name of the family.
+        out: file to write.
+        samples: how many cells.
+        k_points: points along each reciprocal vector.
+        scheduler: address of a scheduler.
+        keep_bands: also write the bands.
+
+    Raises:
+        ValueError: if `samples` is less than 1.
+    """
+    if samples < 1:
+        raise ValueError(f"`samples` must be\nat least 1, got {samples}.")
+    received.append((family, out, samples, k_points, scheduler, keep_bands))
+
+
+def interrupted() -> None:
+    """Stop as by Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def unlucky() -> None:
+    """Fail for no fault of the user."""
+    raise RuntimeError("the solver stopped")
+
+
+COMMANDS = {
+    "generate": generate,
+    "interrupted": interrupted,
+    "unlucky": unlucky,
+    "lazy": "module_that_is_not:there",
+}
+
+
+def call(*arguments: str) -> int:
+    try:
+        return run("data-gen", COMMANDS, arguments)
+    except SystemExit as stop:
+        return stop.code
+
+
+def test_options_are_the_functions_parameters_with_dashes():
+    received.clear()
+    assert call("generate", "blob", "--out", "x.nc", "--k-points", "5", "--keep-bands") == 0
+    assert (
+        call("generate", "gpm", "--samples=7", "--scheduler", "tcp://a:1", "--out", "y", "--no-keep-bands")
+        == 0
+    )
+    assert received == [("blob", "x.nc", 3, 5, None, True), ("gpm", "y", 7, None, "tcp://a:1", False)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no command given; the commands are generate, interrupted, unlucky, lazy"),
+        (("make",), "unknown command 'make'; the commands are generate"),
+        (("generate", "blob"), "missing --out"),
+        (("generate", "--out", "x"), "missing family"),
+        (("generate", "blob", "--out", "x", "--samples", "0"), "`samples` must be at least 1, got 0."),
+        (("generate", "blob", "--out", "x", "--samples", "many"), "`--samples` must be int, got 'many'"),
+        (("generate", "blob", "--out", "x", "--k-points", "a"), "`--k-points` must be int | None, got 'a'"),
+        (("generate", "blob", "--out", "x", "--colour", "red"), "unrecognized arguments: --colour red"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("data-gen: error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_other_failures_are_one_line_too(capsys):
+    assert call("unlucky") == 1
+    assert capsys.readouterr().err == "data-gen: error: the solver stopped\n"
+    assert call("interrupted") == 130
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert call("unlucky", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_comes_from_the_docstring_and_loads_only_what_it_shows(capsys):
+    assert call("generate", "--help") == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "Write a dataset of cells.",
+        "--k-points",
+        "points along each reciprocal vector",
+        "default: 3",
+    ):
+        assert text in shown
+    assert "not_a_module" not in sys.modules
+
+
+def test_version(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith("data-gen ")
