@@ -88,9 +88,7 @@ def _command_name(program: str, commands: Mapping[str, Callable | str], argument
     )
     if set(arguments) & {"-h", "--help"}:
         lines = [f"  {name:14s}{_summary(_resolve(command))}" for name, command in commands.items()]
-        hint = (
-            f"`{program} COMMAND --help` shows a command's options; `--debug` shows where an error came from."
-        )
+        hint = f"`{program} COMMAND --help` shows a command's options; `--debug` shows where an error came from."
         parser.epilog = "\n".join(["commands:", *lines, "", hint])
     if arguments and not arguments[0].startswith("-"):
         parser.error(f"unknown command {arguments[0]!r}; the commands are {', '.join(commands)}")
@@ -125,10 +123,6 @@ def _report(program: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    kind = (
-        ""
-        if str(error) and isinstance(error, (*_BAD_INPUT, OSError, RuntimeError))
-        else f"{type(error).__name__}: "
-    )
+    kind = "" if str(error) and isinstance(error, (*_BAD_INPUT, OSError, RuntimeError)) else f"{type(error).__name__}: "
     print(f"{program}: error: {kind}{_one_line(str(error))}", file=sys.stderr)
     return 2 if isinstance(error, _BAD_INPUT) else 1

@@ -22,7 +22,9 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> np.ndarray:
     """
     if isinstance(lattice, str):
         if lattice not in LATTICES:
-            raise ValueError(f"`lattice` must be one of {', '.join(LATTICES)} or basis vectors (2, 2), got {lattice!r}.")
+            raise ValueError(
+                f"`lattice` must be one of {', '.join(LATTICES)} or basis vectors (2, 2), got {lattice!r}."
+            )
         return np.array(LATTICES[lattice])
     basis = np.asarray(lattice, dtype=np.float64)
     if basis.shape != (2, 2) or not np.isfinite(basis).all() or abs(np.linalg.det(basis)) < 1e-6:

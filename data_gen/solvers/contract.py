@@ -7,6 +7,7 @@ many digits.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 POLARIZATIONS = ("tm", "te")
@@ -29,3 +30,39 @@ class Bands(NamedTuple):
     frequency: torch.Tensor
     group_velocity: torch.Tensor
     error: torch.Tensor
+
+
+def checked_cells(
+    epsilon: torch.Tensor | np.ndarray, *, bands: int, polarization: str, resolution: int | None
+) -> tuple[torch.Tensor, int]:
+    """Return the cells as float64 `(sample, x, y)`, and how many fine samples lie along each pixel of the solver.
+
+    Every solver calls this first, so that both refuse the same input with the same words.
+
+    Args:
+        epsilon: relative permittivity, shape `(sample, x, y)`, real, positive, finite.
+        bands: number of bands, from 1 to the number of plane waves.
+        polarization: "tm" or "te".
+        resolution: pixels of the solver's grid along x, dividing the fine samples; those of `epsilon` if None.
+
+    Raises:
+        ValueError: if a rule above is broken; the message states the rule and the value received.
+    """
+    if polarization not in POLARIZATIONS:
+        raise ValueError(f"`polarization` must be one of {', '.join(POLARIZATIONS)}, got {polarization!r}.")
+    if torch.as_tensor(epsilon).is_complex():
+        raise ValueError("`epsilon` must be real, got complex numbers.")
+    cells = torch.as_tensor(epsilon).to(torch.float64)
+    if cells.ndim != 3 or 0 in cells.shape:
+        raise ValueError(f"`epsilon` must have shape (x, y) or (sample, x, y), got {tuple(cells.shape)}.")
+    if not bool(torch.isfinite(cells).all()) or not bool((cells > 0).all()):
+        worst = cells[~(torch.isfinite(cells) & (cells > 0))][0].item()
+        raise ValueError(f"`epsilon` must be positive and finite everywhere, got {worst}.")
+    _, x, y = cells.shape
+    if resolution is not None and (resolution < 1 or x % resolution or y % (x // resolution)):
+        raise ValueError(f"`resolution` must divide the fine grid {x} x {y} by a whole factor, got {resolution}.")
+    factor = 1 if resolution is None else x // resolution
+    plane_waves = (x // factor) * (y // factor)
+    if not 1 <= bands <= plane_waves:
+        raise ValueError(f"`bands` must be from 1 to the number of plane waves, {plane_waves}, got {bands}.")
+    return cells, factor

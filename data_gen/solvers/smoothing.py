@@ -23,9 +23,7 @@ def block_mean(fine: torch.Tensor | np.ndarray, factor: int) -> torch.Tensor:
     return _blocks(fine, factor).mean(dim=(2, 4))
 
 
-def effective_inverse_permittivity(
-    fine: torch.Tensor | np.ndarray, factor: int, basis: np.ndarray
-) -> torch.Tensor:
+def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int, basis: np.ndarray) -> torch.Tensor:
     """Average the inverse permittivity over each pixel as a tensor that knows the interface (what TE needs).
 
     Along the interface normal the permittivity is averaged harmonically, across it arithmetically, which

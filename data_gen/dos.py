@@ -1,0 +1,251 @@
+"""From bands and group velocities to the density of states.
+
+Generalised Gilat-Raubenheimer integration (Liu, Johnson, Joannopoulos and Lu, J. Opt. 20 (2018) 044005) in two
+dimensions: within each cell of the wavevector grid a band is a plane, so that it contributes a trapezoid in frequency
+whose area is the weight of the cell. A trapezoid is four ramps, and a ramp is a kink integrated twice: the kinks of all
+states are put on a grid and the grid is summed up twice, at a cost that does not depend on the number of frequencies.
+Kinks are spread by quadratic B-splines, which makes the sum the exact mean of the density over each bin, so that states
+are conserved to rounding.
+
+Everything is done in the scaled frequency ωn, n = sqrt(mean permittivity), in which the density of states is D/n.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+import xarray as xr
+
+from data_gen.lattices import reciprocal_vectors, wavevector_grid
+
+BINS_PER_SMOOTHING = 16
+SMOOTHING = 0.01
+PUBLISHED_SMOOTHING = (
+    0.00525  # in units of the cell's highest frequency: 100 of the 20,000 steps of the published program
+)
+TARGET_FREQUENCY = 0.96  # the published regressors predict D/n below this scaled frequency
+CONE_SUBCELLS = 8
+
+
+@functools.cache
+def _default_frequency() -> np.ndarray:
+    return np.linspace(0.0, 1.2, 500)
+
+
+def scaled_frequencies() -> np.ndarray:
+    """Return the scaled frequencies of a label: 500 points, 0 … 1.2, in 2πc/a."""
+    return _default_frequency().copy()
+
+
+def density_of_states(
+    bands: xr.Dataset,
+    *,
+    epsilon_mean: float | np.ndarray | xr.DataArray,
+    frequency: np.ndarray | None = None,
+    smoothing: float | str = SMOOTHING,
+) -> xr.DataArray:
+    """Return the density of states D/n over the scaled frequency.
+
+    Args:
+        bands: what `solve` gives for an n × n grid of wavevectors: `frequency (…, k, band)` in 2πc/a and
+            `group_velocity (…, k, band, axis)` in c.
+        epsilon_mean: mean relative permittivity of each cell, a number or shape `(…)`.
+        frequency: scaled frequencies ωn in 2πc/a, ascending, at least 0; 500 points from 0 to 1.2 where not given.
+        smoothing: standard deviation of the Gaussian in scaled frequency, positive, so that a label does not depend on
+            how many bands were computed; "published" for 0.00525 · max(frequency), unscaled, as in the published
+            pipeline.
+
+    Returns:
+        D/n with dimensions `(…, frequency)`, float64, in states per unit cell and 2πc/a. Coordinate `valid` tells
+        which points the computed bands cover: above, the density lacks states of bands that were not computed.
+
+    Raises:
+        ValueError: if the wavevectors are not the n × n grid, or an argument is out of its range.
+    """
+    check_smoothing(smoothing)
+    frequency = scaled_frequencies() if frequency is None else np.asarray(frequency, dtype=np.float64)
+    if frequency.ndim != 1 or not frequency.size or frequency[0] < 0 or (np.diff(frequency) <= 0).any():
+        raise ValueError("`frequency` must be one ascending list of scaled frequencies, the first at least 0.")
+    n = math.isqrt(bands.sizes["k"])
+    if n * n != bands.sizes["k"] or not np.allclose(bands["wavevector"], wavevector_grid(n)):
+        raise ValueError(f"`bands` must be solved on an n × n grid of wavevectors, got {bands.sizes['k']} wavevectors.")
+    lead = bands["frequency"].dims[:-2]
+    shape = tuple(bands.sizes[name] for name in lead)
+    means = np.broadcast_to(np.asarray(epsilon_mean, dtype=np.float64), shape).reshape(-1)
+    if not (np.isfinite(means).all() and (means > 0).all()):
+        raise ValueError(f"`epsilon_mean` must be positive and finite, got {epsilon_mean!r}.")
+    density, covered = integrate(
+        torch.from_numpy(bands["frequency"].values.reshape(-1, *bands["frequency"].shape[-2:])),
+        torch.from_numpy(bands["group_velocity"].values.reshape(-1, *bands["group_velocity"].shape[-3:])),
+        torch.tensor(means),
+        n=n,
+        basis=np.asarray(bands.attrs["lattice"]).reshape(2, 2),
+        scaled_frequency=torch.from_numpy(frequency),
+        smoothing=smoothing,
+    )
+    valid = frequency <= covered.numpy().reshape(*shape, 1)
+    return xr.DataArray(
+        density.numpy().reshape(*shape, -1),
+        dims=(*lead, "frequency"),
+        coords={
+            "frequency": ("frequency", frequency, {"units": "2πc/a", "long_name": "scaled frequency ωn"}),
+            "valid": (
+                (*lead, "frequency"),
+                valid,
+                {"units": "1", "long_name": "covered by the computed bands"},
+            ),
+        },
+        attrs={"units": "a/2πc", "long_name": "density of states per unit cell, divided by n"},
+        name="dos",
+    )
+
+
+def check_smoothing(smoothing: float | str) -> None:
+    """Raise `ValueError` unless `smoothing` is a positive number or "published"."""
+    if smoothing != "published" and not (isinstance(smoothing, (int, float)) and 0 < smoothing < 1):
+        raise ValueError(f'`smoothing` must be a number between 0 and 1 or "published", got {smoothing!r}.')
+
+
+def integrate(
+    frequency: torch.Tensor,
+    group_velocity: torch.Tensor,
+    epsilon_mean: torch.Tensor,
+    *,
+    n: int,
+    basis: np.ndarray,
+    scaled_frequency: torch.Tensor,
+    smoothing: float | str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return D/n at the scaled frequencies, and the highest scaled frequency that the bands cover.
+
+    Args:
+        frequency: shape `(sample, k, band)`, float64, in 2πc/a, on `wavevector_grid(n)` or on the first half of it,
+            `(n² + 1) // 2` wavevectors, which time reversal mirrors onto the rest.
+        group_velocity: shape `(sample, k, band, 2)`, Cartesian, in c.
+        epsilon_mean: shape `(sample,)`.
+        n: number of wavevectors along each reciprocal vector.
+        basis: lattice vectors `(2, 2)`, one a row, in units of a.
+        scaled_frequency: shape `(point,)`, ascending.
+        smoothing: as in `density_of_states`.
+
+    Returns:
+        D/n, shape `(sample, point)`, and the covered scaled frequency, shape `(sample,)`.
+    """
+    index = epsilon_mean.sqrt()
+    half_width = half_widths(group_velocity, n, basis)
+    if smoothing == "published":
+        width = PUBLISHED_SMOOTHING * frequency.amax(dim=(1, 2)) * index
+        range_in_widths = 1.0 / PUBLISHED_SMOOTHING
+    else:
+        width = torch.full_like(index, float(smoothing))
+        range_in_widths = float(scaled_frequency[-1]) / smoothing
+    covered = (frequency - half_width.sum(-1))[..., -1].amin(dim=1) * index - 3 * width
+    centre, half_width, weight = _states(frequency, half_width, n)
+
+    step = width / BINS_PER_SMOOTHING
+    per_bin = index / step
+    bins = math.ceil(range_in_widths * BINS_PER_SMOOTHING) + 6 * BINS_PER_SMOOTHING
+    density = histogram(centre * per_bin[:, None], half_width * per_bin[:, None, None], weight, bins)
+    density = _smooth(density, BINS_PER_SMOOTHING) / step[:, None]
+    return _interpolate(density, scaled_frequency / step[:, None]), covered
+
+
+def half_widths(group_velocity: torch.Tensor, n: int, basis: np.ndarray) -> torch.Tensor:
+    """Return by how much a band rises from the centre of its k-cell to the middle of each pair of edges, `(…, 2)`."""
+    edges = torch.as_tensor(
+        reciprocal_vectors(basis) / (2 * n), dtype=group_velocity.dtype, device=group_velocity.device
+    )
+    return (group_velocity @ edges.T).abs()
+
+
+def histogram(centre: torch.Tensor, half_width: torch.Tensor, weight: torch.Tensor, bins: int) -> torch.Tensor:
+    """Return the mean over each bin [j, j + 1) of the density of all states, folded at zero frequency.
+
+    A state is a trapezoid: the convolution of two boxes, of half widths w₁ and w₂, about its centre. Its second
+    derivative is four kinks at ±w₁ ±w₂, each of strength ±1/(4 w₁ w₂). A kink at -u < 0 folds into one at u and a
+    constant, for the density is even in frequency.
+
+    Args:
+        centre: shape `(sample, state)`, in bins.
+        half_width: shape `(sample, state, 2)`, in bins, at least 0.
+        weight: shape `(state,)`.
+        bins: number of bins; what lies above is left out.
+
+    Returns:
+        Shape `(sample, bins)`, in states per bin; sums to the weight of the states that lie within the range.
+    """
+    half_width = half_width.clamp(min=0.5)  # flat bands and cell edges: half a bin, far below the smoothing
+    w1, w2 = half_width.unbind(-1)
+    strength = weight / (4 * w1 * w2)
+    kinks = torch.cat([centre + w1 + w2, centre + w1 - w2, centre - w1 + w2, centre - w1 - w2], dim=1)
+    strength = torch.cat([strength, -strength, -strength, strength], dim=1)
+    constant = 2 * (strength * (-kinks).clamp(min=0)).sum(dim=1, keepdim=True)
+
+    kinks = kinks.abs().clamp(max=bins)
+    cell = kinks.floor()
+    t = kinks - cell
+    cell = cell.long()
+    second_derivative = centre.new_zeros(len(centre), bins + 3)
+    for shift, spline in enumerate(((1 - t) ** 2 / 2, 0.5 + t - t * t, t * t / 2)):
+        second_derivative.scatter_add_(1, cell + shift, strength * spline)
+    return second_derivative[:, :bins].cumsum(dim=1).cumsum(dim=1) + constant
+
+
+def _states(
+    frequency: torch.Tensor, half_width: torch.Tensor, n: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return centre `(sample, state)`, half_width `(sample, state, 2)` and weight `(state,)` of every k-cell and band.
+
+    At Γ the lowest band is the tip of a cone, which no plane fits: its k-cell is divided, on the cone
+    ω² = κᵀMκ through the neighbouring wavevectors.
+    """
+    samples, wavevectors, bands = frequency.shape
+    weight = torch.full((wavevectors, bands), 1.0 / n**2, dtype=frequency.dtype, device=frequency.device)
+    if wavevectors != n * n:
+        weight *= 2
+        if n % 2:
+            weight[-1] /= 2
+    flat = frequency.reshape(samples, -1), half_width.reshape(samples, -1, 2), weight.reshape(-1)
+    if n % 2 == 0 or n < 3:
+        return flat
+    gamma = (n * n - 1) // 2
+    along_1, along_2, diagonal = (frequency[:, gamma - step, 0, None] ** 2 for step in (n, 1, n + 1))
+    mixed = (diagonal - along_1 - along_2) / 2
+    axis = ((torch.arange(CONE_SUBCELLS, dtype=weight.dtype, device=weight.device) + 0.5) / CONE_SUBCELLS) - 0.5
+    kappa_1, kappa_2 = (part.reshape(-1) for part in torch.meshgrid(axis, axis, indexing="ij"))
+    slope_1, slope_2 = along_1 * kappa_1 + mixed * kappa_2, mixed * kappa_1 + along_2 * kappa_2
+    cone = (kappa_1 * slope_1 + kappa_2 * slope_2).clamp(min=1e-30).sqrt()
+    slopes = torch.stack([slope_1, slope_2], dim=-1).abs() / cone[..., None] / (2 * CONE_SUBCELLS)
+    part = torch.full((CONE_SUBCELLS**2,), 1.0 / (n * CONE_SUBCELLS) ** 2, dtype=weight.dtype, device=weight.device)
+    flat[2][gamma * bands] = 0
+    return tuple(torch.cat(pair, dim=-2 if pair[0].ndim == 3 else -1) for pair in zip(flat, (cone, slopes, part)))
+
+
+def _smooth(density: torch.Tensor, width: float) -> torch.Tensor:
+    """Convolve `(sample, bin)` with a Gaussian of this standard deviation in bins, even at both ends."""
+    bins = density.shape[1]
+    even = torch.cat([density, density.flip(1)], dim=1)
+    rate = torch.fft.rfftfreq(2 * bins, dtype=density.dtype, device=density.device) * 2 * math.pi
+    variance = width**2 - 1.0 / 12.0  # the mean over a bin has smoothed by a twelfth already
+    return torch.fft.irfft(torch.fft.rfft(even) * torch.exp(-0.5 * variance * rate**2), n=2 * bins)[:, :bins]
+
+
+def _interpolate(density: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    """Return the smooth density `(sample, bin)` at positions `(sample, point)` in bins, by cubic interpolation."""
+    bins = density.shape[1]
+    position = (position - 0.5).clamp(max=bins - 3)  # bin j has its centre at j + 1/2
+    first = position.floor().long()
+    t = position - first
+    nodes = (
+        (-t * (t - 1) * (t - 2) / 6, -1),
+        ((t + 1) * (t - 1) * (t - 2) / 2, 0),
+        (-(t + 1) * t * (t - 2) / 2, 1),
+        ((t + 1) * t * (t - 1) / 6, 2),
+    )
+    value = torch.zeros_like(position)
+    for coefficient, shift in nodes:
+        bin_index = first + shift
+        bin_index = torch.where(bin_index < 0, -1 - bin_index, bin_index)  # even at zero frequency
+        value += coefficient * density.gather(1, bin_index)
+    return value

@@ -1,0 +1,196 @@
+"""The reference solver: MPB (Johnson & Joannopoulos, Opt. Express 8 (2001) 173), in worker processes of its own.
+
+Importing meep makes a process flush subnormal numbers to zero and keeps state across simulations, and a crash of MPB
+takes its process along, so none of it runs in the caller's process: `mpb_worker.py` does, under whichever interpreter
+has Meep.
+"""
+
+import atexit
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_gen.lattices import basis_vectors
+from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
+from data_gen.solvers.mpb_worker import read_message, write_message
+from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
+
+TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
+LARGEST_ERROR = 1e-4  # of a frequency, estimated from the residual; beyond it, the answer is refused
+SMALLEST_FREQUENCY = 1e-3  # below it, the acoustic bands at k ≈ 0, a relative error means nothing
+
+MISSING = (
+    "MPB cannot be had: no interpreter found that imports `meep.mpb`. "
+    "Get it with `apt install python3-meep python3-matplotlib python3-h5py libopenblas0-pthread`, "
+    "or with `conda install -c conda-forge pymeep`; $MEEP_PYTHON names an interpreter that has it."
+)
+
+
+class MPBUnavailableError(RuntimeError):
+    """No interpreter on this machine imports `meep.mpb`."""
+
+
+class MPBError(RuntimeError):
+    """MPB failed on a cell: it stopped with an error, crashed, or gave numbers that are not finite."""
+
+
+class Worker:
+    """One process that runs MPB, started on construction, stopped by `close`."""
+
+    def __init__(self, interpreter: str):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        if "MEEP_PYTHON" not in os.environ:
+            environment.pop("PYTHONPATH", None)  # this interpreter's packages are not that one's
+        self.process = subprocess.Popen(
+            [interpreter, "-W", "ignore", str(Path(__file__).with_name("mpb_worker.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        hello = read_message(self.process.stdout)
+        if hello is None or "error" in hello:
+            self.close()
+            raise MPBUnavailableError(MISSING)
+        self.version = str(hello["version"])
+
+    def ask(self, **request: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the answer to one request; raises `MPBError` if MPB says no or dies."""
+        try:
+            write_message(self.process.stdin, **request)
+            answer = read_message(self.process.stdout)
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise MPBError(f"MPB's process died (exit status {self.process.wait()})")
+        if "error" in answer:
+            raise MPBError(f"MPB failed: {str(answer['error']).strip().splitlines()[-1]}")
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@functools.cache
+def interpreter() -> str:
+    """Return the interpreter that imports `meep.mpb`: $MEEP_PYTHON, else this one, else the system's own python3.
+
+    Raises:
+        MPBUnavailableError: if none does.
+    """
+    named = os.environ.get("MEEP_PYTHON")
+    for candidate in [named] if named else [sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"]:
+        try:
+            Worker(candidate).close()
+        except (MPBUnavailableError, OSError):
+            continue
+        return candidate
+    raise MPBUnavailableError(MISSING)
+
+
+_worker: Worker | None = None
+
+
+def worker() -> Worker:
+    """Return this process's MPB worker, starting one if there is none or the last one died."""
+    global _worker
+    if _worker is None or _worker.process.poll() is not None:
+        _worker = Worker(interpreter())
+        atexit.register(_worker.close)
+    return _worker
+
+
+def version() -> str:
+    """Return what runs, for the record: MPB through which Meep."""
+    return f"MPB through Meep {worker().version}"
+
+
+def is_available() -> bool:
+    """Return whether MPB can be had on this machine."""
+    try:
+        interpreter()
+    except MPBUnavailableError:
+        return False
+    return True
+
+
+def solve_bands(
+    epsilon: np.ndarray | torch.Tensor,
+    wavevectors: np.ndarray,
+    *,
+    bands: int = 10,
+    polarization: str = "tm",
+    basis: np.ndarray | None = None,
+    resolution: int | None = None,
+) -> Bands:
+    """Solve each cell with MPB, on exactly the permittivity (TM) or smoothed tensor (TE) that the fast solver gets.
+
+    Args:
+        epsilon: relative permittivity, shape `(sample, x, y)`.
+        wavevectors: shape `(k, 2)`, in units of the reciprocal vectors.
+        bands: number of bands.
+        polarization: "tm" (E along z) or "te" (H along z).
+        basis: lattice vectors, shape `(2, 2)`, one a row, in units of a; the square lattice if None.
+        resolution: pixels of MPB's grid along x; those of `epsilon` if None.
+
+    Returns:
+        `Bands`; its `error` is estimated from the residuals of MPB's eigenvectors.
+
+    Raises:
+        ValueError: if the input breaks a rule of `checked_cells`.
+        MPBUnavailableError: if no interpreter has MPB.
+        MPBError: if MPB fails or crashes, or gives numbers that are not finite.
+        ConvergenceError: if the residuals say that a frequency is off by more than 1e-4.
+    """
+    basis = basis_vectors() if basis is None else basis
+    cells, factor = checked_cells(epsilon, bands=bands, polarization=polarization, resolution=resolution)
+    if polarization == "tm":
+        name, arrays = "epsilon", np.asarray(block_mean(cells, factor))
+    else:
+        name, arrays = "inverse_epsilon", np.asarray(effective_inverse_permittivity(cells, factor, basis))
+    answers = []
+    for index, array in enumerate(arrays):
+        try:
+            answer = worker().ask(
+                **{name: array},
+                wavevectors=wavevectors,
+                basis=basis,
+                bands=np.int64(bands),
+                tolerance=np.float64(TOLERANCE),
+            )
+        except MPBError as error:
+            raise MPBError(f"cell {index}: {error}") from None
+        answers.append(check(index, answer, cells[index].mean().item()))
+    stacked = [torch.from_numpy(np.stack(column)) for column in zip(*answers)]
+    return Bands(*stacked)
+
+
+def check(
+    index: int, answer: dict[str, np.ndarray], epsilon_mean: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return frequency, velocity and estimated error of one answer, refusing what is not finite or not converged.
+
+    MPB's vectors are Ritz vectors of one subspace, so that an eigenvalue λ = ω² is off by at most ‖r‖² over its
+    distance from the eigenvalues that were left out (Kato and Temple): those lie above the highest band by about one
+    mean level spacing, 1 / (π · mean ε).
+    """
+    frequency, velocity = answer["frequency"], answer["group_velocity"]
+    if not (np.isfinite(frequency).all() and np.isfinite(velocity).all()):
+        raise MPBError(f"cell {index}: MPB gave numbers that are not finite")
+    eigenvalue = frequency**2
+    gap = eigenvalue[:, -1:] - eigenvalue + 1 / (np.pi * epsilon_mean)
+    moving = frequency > SMALLEST_FREQUENCY
+    shift = answer["residual"] ** 2 / gap / (2 * np.where(moving, eigenvalue, 1.0))
+    error = shift[moving].max(initial=0.0)
+    if error > LARGEST_ERROR:
+        raise ConvergenceError(
+            f"cell {index}: MPB's residual puts a frequency off by {error:.1e}, over {LARGEST_ERROR:.0e}"
+        )
+    return frequency, velocity, np.float64(error)

@@ -1,0 +1,212 @@
+"""Runs MPB, as a program of its own: `python mpb_worker.py`, requests on standard input, answers on standard output.
+
+It is run by the interpreter that has Meep, which need not be the one that runs the package, so it imports nothing but
+numpy and meep. Every message is a little-endian 64-bit length and a numpy `.npz` archive of that many bytes (nothing is
+pickled). The first message says which Meep this is; then each request is answered by one message, which holds either
+the bands or a text under `error`.
+
+A request holds `inverse_epsilon` (x, y, 2, 2) for TE or `epsilon` (x, y) for TM, `wavevectors` (k, 2) in units of the
+reciprocal vectors, `basis` (2, 2) one vector a row, `bands` and `tolerance`.
+"""
+
+import io
+import os
+import struct
+import sys
+import traceback
+
+# The folder of this file has modules named like those that Meep imports.
+sys.path = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+
+import numpy as np  # noqa: E402
+
+# Eigenvalues closer than this are one degenerate level: MPB's own tolerance leaves about 1e-6 between equal ones.
+DEGENERACY = 1e-5
+# Any direction that no symmetry singles out separates the velocities of a degenerate level.
+GENERIC_DIRECTION = (1.0, 0.6180339887498949)
+
+
+def read_message(stream):
+    """Return the arrays of the next message, or None at the end of the stream."""
+    head = stream.read(8)
+    if len(head) < 8:
+        return None
+    (length,) = struct.unpack("<Q", head)
+    with np.load(io.BytesIO(stream.read(length)), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def write_message(stream, **arrays):
+    """Write one message and flush."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    stream.write(struct.pack("<Q", buffer.getbuffer().nbytes))
+    stream.write(buffer.getbuffer())
+    stream.flush()
+
+
+def material(medium, request):
+    """Return the material function whose value at MPB's grid point (i, j) is the given array's, exactly."""
+    if "epsilon" in request:
+        media = [[medium(epsilon=value) for value in row] for row in request["epsilon"].tolist()]
+    else:
+        tensors = np.linalg.inv(request["inverse_epsilon"])
+        axial = 1.0 / request["inverse_epsilon"][..., 0, 0]  # E_z is no part of TE; any positive number does
+        media = [
+            [
+                medium(
+                    epsilon_diag=(tensors[i, j, 0, 0], tensors[i, j, 1, 1], axial[i, j]),
+                    epsilon_offdiag=(tensors[i, j, 0, 1], 0, 0),
+                )
+                for j in range(tensors.shape[1])
+            ]
+            for i in range(tensors.shape[0])
+        ]
+    nx, ny = len(media), len(media[0])
+
+    def value_at(point):
+        # MPB's grid points lie at i/N - 1/2 of the cell.
+        return media[round((point.x + 0.5) * nx) % nx][round((point.y + 0.5) * ny) % ny]
+
+    return value_at
+
+
+def make_solver(meep, mpb, request):
+    """Return MPB's mode solver for the request, its grid set to the array's."""
+    grid = request["epsilon" if "epsilon" in request else "inverse_epsilon"].shape[:2]
+    basis = request["basis"]
+    lengths = np.linalg.norm(basis, axis=1)
+    lattice = meep.Lattice(
+        size=meep.Vector3(1, 1),
+        basis_size=meep.Vector3(*lengths, 1),
+        basis1=meep.Vector3(*(basis[0] / lengths[0])),
+        basis2=meep.Vector3(*(basis[1] / lengths[1])),
+    )
+    solver = mpb.ModeSolver(
+        num_bands=int(request["bands"]),
+        geometry_lattice=lattice,
+        resolution=meep.Vector3(grid[0], grid[1], 1),
+        default_material=material(meep.Medium, request),
+        mesh_size=1,
+        tolerance=float(request["tolerance"]),
+        deterministic=True,
+    )
+    solver.verbose = False
+    solver.init_params(meep.TM if "epsilon" in request else meep.TE, True)
+    seen = np.asarray(solver.get_epsilon())
+    if seen.shape != grid:
+        raise RuntimeError(f"MPB chose a grid of {seen.shape} for an array of {grid}")
+    return solver
+
+
+class Operator:
+    """MPB's scalar operator A(k) h = ω² h, for the check of its answers and for their velocities.
+
+    TM: A = |q| ε⁻¹ |q|, with q = k + G and h the in-plane component of H. TE: A = q⊥ᵀ ε⁻¹ q⊥, with q⊥ = (q_y, -q_x) and
+    h = H_z. In both, A = Σ C† ε⁻¹ C with C(k) diagonal in G, so dA/dk = (dC/dk)† ε⁻¹ C + its adjoint.
+    """
+
+    def __init__(self, request):
+        self.inverse = request["inverse_epsilon"] if "inverse_epsilon" in request else 1.0 / request["epsilon"]
+        self.grid = self.inverse.shape[:2]
+        self.reciprocal = np.linalg.inv(request["basis"]).T
+        indices = [-np.fft.fftfreq(n, 1.0 / n) for n in self.grid]  # MPB's entry j belongs to G = -j
+        self.lattice_points = np.stack(np.meshgrid(*indices, indexing="ij"), axis=-1)
+
+    def curls(self, wavevector):
+        """Return C and its derivatives along x and y, each with shape `(component, x, y)`."""
+        q = (self.lattice_points + wavevector) @ self.reciprocal
+        if self.inverse.ndim == 2:
+            length = np.linalg.norm(q, axis=-1)
+            unit = q / np.where(length > 0, length, 1.0)[..., None]
+            return length[None], unit[None, ..., 0], unit[None, ..., 1]
+        ones, zeros = np.ones(self.grid), np.zeros(self.grid)
+        return np.stack([q[..., 1], -q[..., 0]]), np.stack([zeros, -ones]), np.stack([ones, zeros])
+
+    def electric_field(self, displacement):
+        """Return ε⁻¹ applied to a field of shape `(band, component, x, y)` given and returned in Fourier space."""
+        field = np.fft.fft2(displacement)
+        scalar = self.inverse.ndim == 2
+        field = field * self.inverse if scalar else np.einsum("xyij,bjxy->bixy", self.inverse, field)
+        return np.fft.ifft2(field)
+
+    def velocities_and_residuals(self, wavevector, frequency, modes):
+        """Return group velocities `(band, 2)` in c and residual norms `(band,)` of A h - ω² h.
+
+        Args:
+            wavevector: `(2,)`, in units of the reciprocal vectors.
+            frequency: `(band,)`.
+            modes: `(band, x, y)`, Fourier coefficients, each of norm 1.
+        """
+        curl, *derivatives = self.curls(wavevector)
+        electric = self.electric_field(curl * modes[:, None])
+        residual = (curl * electric).sum(axis=1) - frequency[:, None, None] ** 2 * modes
+        half = [np.einsum("aixy,bixy->ab", (d * modes[:, None]).conj(), electric) for d in derivatives]
+        operators = [0.5 * (part + part.conj().T) for part in half]
+        return subspace_velocities(frequency, operators), np.linalg.norm(residual.reshape(len(modes), -1), axis=1)
+
+
+def subspace_velocities(frequency, operators):
+    """Return velocities `(band, 2)`: diagonal elements, in the velocity operator's own basis where levels coincide.
+
+    `operators` are the two matrices ½ h†(dA/dk)h, `(band, band)`; dividing by ω gives velocities.
+    """
+    velocity = np.stack([np.diag(part).real for part in operators], axis=-1)
+    breaks = np.flatnonzero(np.diff(frequency) > DEGENERACY * frequency[1:]) + 1
+    for level in np.split(np.arange(len(frequency)), breaks):
+        if len(level) > 1:
+            blocks = [part[np.ix_(level, level)] for part in operators]
+            _, vectors = np.linalg.eigh(sum(c * block for c, block in zip(GENERIC_DIRECTION, blocks)))
+            for axis, block in enumerate(blocks):
+                velocity[level, axis] = np.einsum("ia,ij,ja->a", vectors.conj(), block, vectors).real
+    moving = frequency > 1e-6
+    return np.where(moving[:, None], velocity / np.where(moving, frequency, 1.0)[:, None], 0.0)
+
+
+def solve(meep, mpb, request):
+    """Return frequency `(k, band)`, group_velocity `(k, band, 2)` and residual `(k, band)` for one request."""
+    solver = make_solver(meep, mpb, request)
+    operator = Operator(request)
+    component = 1 if "epsilon" in request else 0  # of MPB's two transverse components: in plane for TM, z for TE
+    bands = int(request["bands"])
+    frequencies, velocities, residuals = [], [], []
+    for wavevector in request["wavevectors"]:
+        solver.solve_kpoint(meep.Vector3(*wavevector))
+        frequency = np.array(solver.get_freqs())
+        vectors = np.asarray(solver.get_eigenvectors(1, bands))[:, component, :]
+        modes = vectors.T.reshape(bands, *operator.grid)
+        velocity, residual = operator.velocities_and_residuals(wavevector, frequency, modes)
+        frequencies.append(frequency)
+        velocities.append(velocity)
+        residuals.append(residual)
+    return {
+        "frequency": np.array(frequencies),
+        "group_velocity": np.array(velocities),
+        "residual": np.array(residuals),
+    }
+
+
+def main():
+    """Answer requests until standard input ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # MPB's banners and progress go to standard error, never between two answers
+    try:
+        import meep
+        from meep import mpb
+    except Exception as error:
+        write_message(answers, error=np.array(f"{type(error).__name__}: {error}"))
+        return
+    meep.verbosity(0)
+    write_message(answers, version=np.array(meep.__version__))
+    while True:
+        request = read_message(sys.stdin.buffer)
+        if request is None:
+            return
+        try:
+            write_message(answers, **solve(meep, mpb, request))
+        except Exception:
+            write_message(answers, error=np.array(traceback.format_exc(limit=-1)))
+
+
+if __name__ == "__main__":
+    main()
