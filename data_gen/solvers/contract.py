@@ -13,7 +13,11 @@ import torch
 POLARIZATIONS = ("tm", "te")
 
 
-class ConvergenceError(RuntimeError):
+class SolverError(RuntimeError):
+    """A cell could not be solved; the rest of a batch can."""
+
+
+class ConvergenceError(SolverError):
     """A solver could not reach its tolerance; the message says for which cell and by how much."""
 
 

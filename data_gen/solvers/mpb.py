@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from data_gen.lattices import basis_vectors
-from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
+from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, checked_cells
 from data_gen.solvers.mpb_worker import read_message, write_message
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
@@ -35,7 +35,7 @@ class MPBUnavailableError(RuntimeError):
     """No interpreter on this machine imports `meep.mpb`."""
 
 
-class MPBError(RuntimeError):
+class MPBError(SolverError):
     """MPB failed on a cell: it stopped with an error, crashed, or gave numbers that are not finite."""
 
 
@@ -80,13 +80,16 @@ class Worker:
 
 @functools.cache
 def interpreter() -> str:
-    """Return the interpreter that imports `meep.mpb`: $MEEP_PYTHON, else this one, else the system's own python3.
+    """Return the interpreter that imports `meep.mpb`.
+
+    $MEEP_PYTHON if set; else this one, that of the active conda environment, or the system's own python3.
 
     Raises:
         MPBUnavailableError: if none does.
     """
     named = os.environ.get("MEEP_PYTHON")
-    for candidate in [named] if named else [sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"]:
+    conda = os.path.join(os.environ.get("CONDA_PREFIX", ""), "bin", "python")
+    for candidate in [named] if named else [sys.executable, conda, "/usr/bin/python3"]:
         try:
             Worker(candidate).close()
         except (MPBUnavailableError, OSError):

@@ -25,8 +25,8 @@ DEGENERACY = 1e-5
 # Any direction that no symmetry singles out separates the velocities of a degenerate level.
 GENERIC_DIRECTION = (1.0, 0.6180339887498949)
 # MPB starts each wavevector from the modes of the last one. Where plane waves are (nearly) modes, it would stay in
-# their span and miss levels that have moved in from outside, without a sign of it; this much noise lets it find them, for
-# a fifth more time.
+# their span and miss levels that have moved in from outside, without a sign of it; this much noise lets it find them,
+# for a fifth more time.
 NOISE = 0.1
 
 

@@ -1,0 +1,196 @@
+"""The dataset file: its schema, how it is written, opened and validated.
+
+One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` below is one entry of its dictionary.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5netcdf
+import numpy as np
+import xarray as xr
+
+SCHEMA_VERSION = 1
+SAMPLES_PER_BLOCK = 256
+STATUS_SOLVED, STATUS_FAILED = 0, 1
+REQUIRED = ("epsilon", "epsilon_mean", "status")
+PROVENANCE = ("family", "seed", "resolution", "lattice", "schema_version", "package_version")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of the file: dimensions, dtype, units and meaning; `compressed` where that pays."""
+
+    dimensions: tuple[str, ...]
+    dtype: str
+    units: str
+    long_name: str
+    compressed: bool = False
+
+
+VARIABLES: dict[str, Variable] = {
+    "epsilon": Variable(
+        ("sample", "x", "y"), "f4", "1", "relative permittivity, mean over each pixel", compressed=True
+    ),
+    "epsilon_mean": Variable(("sample",), "f8", "1", "mean relative permittivity, n²"),
+    "status": Variable(("sample",), "i1", "1", "0: solved, 1: failed"),
+    "error_message": Variable(("sample",), "S", "1", "what went wrong, where status is 1"),
+    "dos": Variable(("sample", "frequency"), "f4", "a/2πc", "density of states per unit cell, divided by n"),
+    "dos_error": Variable(("sample",), "f4", "1", "estimated relative distance of dos from the k → ∞ limit"),
+    "covered_frequency": Variable(
+        ("sample",), "f4", "2πc/a", "scaled frequency up to which the computed bands cover dos"
+    ),
+    "band_frequency": Variable(("sample", "k", "band"), "f8", "2πc/a", "band frequency"),
+    "group_velocity": Variable(("sample", "k", "band", "axis"), "f8", "c", "group velocity, Cartesian"),
+    "frequency": Variable(("frequency",), "f8", "2πc/a", "scaled frequency ωn"),
+    "wavevector": Variable(("k", "axis"), "f8", "reciprocal vectors", "wavevector in the reciprocal basis"),
+}
+
+
+def write_dataset(
+    path: Path,
+    blocks: Iterable[Mapping[str, np.ndarray]],
+    *,
+    samples: int,
+    variables: Mapping[str, Variable],
+    fixed: Mapping[str, np.ndarray],
+    attributes: Mapping[str, object],
+) -> None:
+    """Write a dataset file from consecutive blocks of samples, in one pass, and put it in place whole or not at all.
+
+    The same arguments give the same bytes: nothing of the machine or the moment goes in.
+
+    Args:
+        path: file to write; replaced only when the new one is complete and on disk.
+        blocks: for each block of samples, in order, an array for each per-sample variable.
+        samples: number of samples in all.
+        variables: per-sample variables by name.
+        fixed: variables without a sample dimension (`frequency`, `wavevector`), by name.
+        attributes: global attributes; numbers, texts or lists of numbers.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with replaced_when_complete(path) as partial, h5netcdf.File(partial, "w") as file:
+        file.dimensions["sample"] = samples
+        for name, value in fixed.items():
+            _create(file, name, VARIABLES[name], value.shape)[...] = value
+        targets, start = {}, 0
+        for block in blocks:
+            count = len(block["epsilon"])
+            for name, variable in variables.items():
+                if name not in targets:
+                    targets[name] = _create(file, name, variable, (samples, *block[name].shape[1:]))
+                targets[name][start : start + count] = block[name].astype(_stored_dtype(variable))
+            start += count
+        if start != samples:
+            raise ValueError(f"the blocks hold {start} samples of {samples}")
+        for name, value in attributes.items():
+            file.attrs[name] = value
+
+
+@contextlib.contextmanager
+def replaced_when_complete(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_dataset(path: str | Path) -> xr.Dataset:
+    """Open a dataset file lazily (dask-backed) and validate it.
+
+    Args:
+        path: a file made by `generate` or `import_legacy`.
+
+    Returns:
+        The dataset. Values are read when they are asked for; that raises `ValueError` where a sample that counts as
+        solved holds numbers that are not finite.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole dataset file of a schema version that this package reads.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no dataset file at {path}")
+    try:
+        dataset = xr.open_dataset(path, engine="h5netcdf", chunks={"sample": SAMPLES_PER_BLOCK})
+    except Exception as error:
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        raise ValueError(
+            f"{path} cannot be read as a dataset file: it is damaged or of another kind ({reason})"
+        ) from None
+    try:
+        _validate(path, dataset)
+    except ValueError:
+        dataset.close()
+        raise
+    status = dataset["status"]
+    for name in dataset.data_vars:
+        if "sample" in dataset[name].dims and dataset[name].dtype.kind == "f":
+            checked = xr.apply_ufunc(
+                _finite_where_solved,
+                dataset[name],
+                status,
+                kwargs={"name": name, "path": str(path)},
+                dask="parallelized",
+                output_dtypes=[dataset[name].dtype],
+                keep_attrs=True,
+            )
+            dataset[name] = checked.transpose(*dataset[name].dims)
+    return dataset
+
+
+def _validate(path: Path, dataset: xr.Dataset) -> None:
+    version = dataset.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version!r}")
+    missing = [name for name in REQUIRED if name not in dataset] + [
+        name for name in PROVENANCE if name not in dataset.attrs
+    ]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    for name, variable in VARIABLES.items():
+        if name in dataset and dataset[name].dims != variable.dimensions:
+            raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
+    if "dos" in dataset:
+        frequency = dataset["frequency"].values
+        if not np.isfinite(frequency).all() or (np.diff(frequency) <= 0).any():
+            raise ValueError(f"{path}: `frequency` must be finite and ascending")
+
+
+def _finite_where_solved(values: np.ndarray, status: np.ndarray, *, name: str, path: str) -> np.ndarray:
+    solved = values[np.broadcast_to((status == STATUS_SOLVED).reshape(-1, *(1,) * (values.ndim - 1)), values.shape)]
+    if not np.isfinite(solved).all():
+        raise ValueError(f"{path}: `{name}` holds numbers that are not finite in samples that count as solved")
+    return values
+
+
+def _stored_dtype(variable: Variable) -> np.dtype:
+    return np.dtype("S200" if variable.dtype == "S" else f"<{variable.dtype}")
+
+
+def _create(file: h5netcdf.File, name: str, variable: Variable, shape: tuple[int, ...]) -> h5netcdf.Variable:
+    for dimension, size in zip(variable.dimensions, shape):
+        if dimension not in file.dimensions:
+            file.dimensions[dimension] = size
+    options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if variable.compressed else {}
+    if variable.dimensions[0] == "sample":
+        options["chunks"] = (min(SAMPLES_PER_BLOCK, shape[0]), *shape[1:])
+    target = file.create_variable(name, variable.dimensions, _stored_dtype(variable), **options)
+    target.attrs["units"] = variable.units
+    target.attrs["long_name"] = variable.long_name
+    return target

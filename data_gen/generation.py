@@ -1,0 +1,282 @@
+"""The run that makes a dataset file: plan → cells and labels on workers → shards → one file.
+
+A run can be killed at any moment and started again. Its plan is cut into chunks of consecutive cells; each finished
+chunk lands as a shard in `FILE.part/`, whole and checksummed or not at all; the file is put together from the shards.
+Chunks depend on the plan alone, never on the workers, so that the file is the same bytes however it was made.
+"""
+
+import functools
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_gen.dataset import (
+    SCHEMA_VERSION,
+    STATUS_FAILED,
+    STATUS_SOLVED,
+    VARIABLES,
+    Variable,
+    open_dataset,
+    write_dataset,
+)
+from data_gen.dos import SMOOTHING, scaled_frequencies
+from data_gen.labels import BANDS, LabelSettings, label_cells
+from data_gen.lattices import basis_vectors, wavevector_grid
+from data_gen.shards import Chunk, Shards, open_shards
+from data_gen.solvers import solver_module
+from data_gen.solvers.contract import SolverError
+from data_gen.solvers.smoothing import block_mean
+from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, unit_cell_family
+from data_gen.workers import run_chunks
+
+CELLS_PER_CHUNK = {"mpb": 1, "rbme": 32, "unlabelled": 512}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a dataset file."""
+
+    family: str
+    samples: int
+    seed: int
+    resolution: int
+    keep_bands: bool
+    labels: LabelSettings | None
+
+    def check(self) -> None:
+        """Raise `ValueError` if a setting is out of its range."""
+        unit_cell_family(self.family)
+        for name, least in (("samples", 1), ("seed", 0), ("resolution", 4)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
+        if self.labels is not None:
+            self.labels.check()
+        if self.keep_bands and (self.labels is None or self.labels.k_points is None):
+            raise ValueError("`keep_bands` needs labels on one grid for every cell: give `k_points`")
+
+    def chunks(self) -> list[Chunk]:
+        """Return the first and last-plus-one cell of each chunk."""
+        size = CELLS_PER_CHUNK[self.labels.solver if self.labels else "unlabelled"]
+        return [(start, min(start + size, self.samples)) for start in range(0, self.samples, size)]
+
+    def variables(self) -> dict[str, Variable]:
+        """Return the per-sample variables of the file."""
+        names = ["epsilon", "epsilon_mean", "status", "error_message"]
+        if self.labels is not None:
+            names += ["dos", "dos_error", "covered_frequency"]
+        if self.keep_bands:
+            names += ["band_frequency", "group_velocity"]
+        parameters = unit_cell_family(self.family).parameters
+        return {name: VARIABLES[name] for name in names} | {
+            name: Variable(("sample", *parameter.dimensions), "f8", parameter.units, parameter.long_name)
+            for name, parameter in parameters.items()
+        }
+
+    def command(self) -> str:
+        """Return the command that makes the file again, but for `--out`, so that a file is the same by any name."""
+        options = {"samples": self.samples, "seed": self.seed, "resolution": self.resolution}
+        if self.labels is not None:
+            options |= asdict(self.labels)
+        words = ["data-gen", "generate", self.family]
+        for name, value in options.items():
+            if value is not None:
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        words += ["--unlabelled"] * (self.labels is None) + ["--keep-bands"] * self.keep_bands
+        return shlex.join(words)
+
+
+def generate(
+    family: str,
+    /,
+    *,
+    out: Path,
+    samples: int,
+    seed: int = 0,
+    solver: Literal["rbme", "mpb"] = "rbme",
+    polarization: Literal["tm", "te"] = "tm",
+    resolution: int = 32,
+    k_points: int | None = None,
+    accuracy: float = 5e-4,
+    bands: int | None = None,
+    smoothing: float | Literal["published"] = SMOOTHING,
+    unlabelled: bool = False,
+    keep_bands: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Make a dataset file of unit cells and, unless unlabelled, their densities of states.
+
+    Run the same command again after any interruption: it continues, and the file is the same bytes as if nothing had
+    happened.
+
+    Args:
+        family: family of cells: blob, gpm, p1 or rods.
+        out: file to write, netCDF-4/HDF5.
+        samples: number of cells.
+        seed: seed of the cells; cell i of a seed is always the same cell.
+        solver: rbme is fast, mpb the reference.
+        polarization: tm (E along z) or te (H along z).
+        resolution: pixels along each lattice vector.
+        k_points: n of the n × n grid of wavevectors; where not given, each cell gets what `accuracy` needs.
+        accuracy: largest distance of a label from the k → ∞ limit, relative error.
+        bands: number of bands; where not given, as many as the label needs (10 with `keep_bands`).
+        smoothing: standard deviation of the Gaussian in scaled frequency, or "published" for the published program's.
+        unlabelled: write cells only.
+        keep_bands: store frequencies and group velocities too; needs `k_points`.
+        workers: worker processes on this machine; one for each core where not given.
+        scheduler: address of a running dask scheduler, whose workers then do the work.
+
+    Raises:
+        ValueError: if an argument is out of its range, or `out` belongs to a run of other settings.
+        RuntimeError: if cells failed; the file is there and its `status` says which.
+        OSError: if the file or its shards cannot be written.
+    """
+    if keep_bands and bands is None:
+        bands = BANDS
+    labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
+    plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels)
+    plan.check()
+    if workers is not None and workers < 1:
+        raise ValueError(f"`workers` must be at least 1, got {workers}")
+    out = Path(out)
+    attributes = provenance(plan)
+    if _is_finished(out, attributes):
+        print(f"{out} is already there, made with these settings")
+        return
+    with open_shards(out, attributes) as shards:
+        _fill(shards, plan, workers, scheduler)
+        failed = _assemble(out, shards, plan, attributes)
+    print(f"wrote {out}: {samples} cells of {family}, {failed} failed")
+    if failed:
+        raise RuntimeError(f"{failed} of {samples} cells failed; `status` and `error_message` say which and why")
+
+
+def provenance(plan: Plan) -> dict[str, str | int | float | list[float]]:
+    """Return the global attributes of the file: how it was made, and nothing of where or when."""
+    family = unit_cell_family(plan.family)
+    attributes = {
+        "schema_version": SCHEMA_VERSION,
+        "family": plan.family,
+        "samples": plan.samples,
+        "seed": plan.seed,
+        "resolution": plan.resolution,
+        "fine_samples_per_pixel": FINE_SAMPLES_PER_PIXEL,
+        "lattice": basis_vectors(family.lattice).reshape(-1).tolist(),
+        "package_version": version("photonic_essl"),
+        "package_commit": _commit(),
+        "command": plan.command(),
+    }
+    if plan.labels is not None:
+        settings = {name: "as needed" if value is None else value for name, value in asdict(plan.labels).items()}
+        attributes |= settings | {"solver_version": solver_module(plan.labels.solver).version()}
+    return attributes
+
+
+def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Draw cells start … stop - 1 and label them; a cell that cannot be labelled is recorded with its error."""
+    family = unit_cell_family(plan.family)
+    cells = [family.draw(plan.seed, index, plan.resolution) for index in range(start, stop)]
+    fine = torch.from_numpy(np.stack([cell.epsilon for cell in cells]))
+    arrays = {
+        "epsilon": block_mean(fine, FINE_SAMPLES_PER_PIXEL).to(torch.float32).numpy(),
+        "epsilon_mean": fine.mean(dim=(1, 2)).numpy(),
+        "status": np.full(len(cells), STATUS_SOLVED, dtype=np.int8),
+        "error_message": np.full(len(cells), b"", dtype="S200"),
+    }
+    arrays |= {name: np.stack([cell.parameters[name] for cell in cells]) for name in family.parameters}
+    if plan.labels is None:
+        return arrays
+    basis = basis_vectors(family.lattice)
+    solve = functools.partial(
+        label_cells, basis=basis, resolution=plan.resolution, settings=plan.labels, keep_bands=plan.keep_bands
+    )
+    try:
+        return arrays | solve(fine)
+    except SolverError as error:
+        if len(cells) > 1:
+            return join([compute_chunk(plan, index, index + 1) for index in range(start, stop)])
+        return failed_cell(plan, start, str(error))
+
+
+def failed_cell(plan: Plan, index: int, message: str) -> dict[str, np.ndarray]:
+    """Return the arrays of a cell that could not be labelled: its label is not a number."""
+    without_labels = Plan(plan.family, plan.samples, plan.seed, plan.resolution, False, None)
+    arrays = compute_chunk(without_labels, index, index + 1)
+    arrays["status"][:] = STATUS_FAILED
+    arrays["error_message"] = np.array([f"seed {plan.seed}, index {index}: {message}".encode()[:200]], dtype="S200")
+    sizes = {"frequency": len(scaled_frequencies()), "axis": 2}
+    if plan.keep_bands:
+        sizes |= {"k": plan.labels.k_points**2, "band": plan.labels.bands}
+    for name, variable in plan.variables().items():
+        if name not in arrays:
+            arrays[name] = np.full((1, *(sizes[dimension] for dimension in variable.dimensions[1:])), np.nan)
+    return arrays
+
+
+def join(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays of consecutive cells as one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _fill(shards: Shards, plan: Plan, workers: int | None, scheduler: str | None) -> None:
+    """Compute every chunk of which there is no whole shard."""
+    chunks = plan.chunks()
+    missing = [chunk for chunk in chunks if shards.read(chunk) is None]
+    if not missing:
+        return
+    compute, fail = functools.partial(compute_chunk, plan), functools.partial(failed_cell, plan)
+    done = plan.samples - sum(stop - start for start, stop in missing)
+    with tqdm(total=plan.samples, initial=done, unit="cell", desc=plan.family, file=sys.stderr) as progress:
+        for chunk, arrays in run_chunks(compute, fail, join, missing, workers, scheduler):
+            shards.write(chunk, arrays)
+            progress.update(chunk[1] - chunk[0])
+
+
+def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict) -> int:
+    """Put the file together from the shards; return how many cells failed."""
+    failed = 0
+
+    def blocks() -> Iterator[dict[str, np.ndarray]]:
+        nonlocal failed
+        for chunk in plan.chunks():
+            arrays = shards.read(chunk)
+            failed += int((arrays["status"] == STATUS_FAILED).sum())
+            yield arrays
+
+    fixed = {}
+    if plan.labels is not None:
+        fixed["frequency"] = scaled_frequencies()
+    if plan.keep_bands:
+        fixed["wavevector"] = wavevector_grid(plan.labels.k_points)
+    write_dataset(out, blocks(), samples=plan.samples, variables=plan.variables(), fixed=fixed, attributes=attributes)
+    return failed
+
+
+def _is_finished(out: Path, attributes: dict) -> bool:
+    """Return whether `out` is the file of this plan; raises `ValueError` if it is another file."""
+    if not out.exists():
+        return False
+    with open_dataset(out) as dataset:
+        found = dataset.attrs
+    for name, value in attributes.items():
+        there = found.get(name)
+        if name not in ("command", "package_commit") and not np.array_equal(there, value):
+            raise ValueError(f"{out} exists, with {name} {there!r}, and this run asks for {value!r}; remove it first")
+    return True
+
+
+def _commit() -> str:
+    """Return the commit of the checkout that the package runs from, or "unknown" outside of one."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return git.stdout.strip() or "unknown"

@@ -1,0 +1,91 @@
+"""Looking at a dataset file: what it holds and how it was made, and a contact sheet of its cells."""
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from data_gen.dataset import STATUS_FAILED, open_dataset
+
+
+def info(file: Path, /) -> None:
+    """Print what a dataset file holds, how it was made, and the command that makes it again.
+
+    Args:
+        file: a dataset file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole dataset file.
+    """
+    with open_dataset(file) as dataset:
+        status = dataset["status"].values
+        lines = [f"{file}: {len(status)} cells, {int((status == STATUS_FAILED).sum())} failed"]
+        for name, variable in dataset.variables.items():
+            shape = ", ".join(f"{dimension} {size}" for dimension, size in variable.sizes.items())
+            units = variable.attrs.get("units", "")
+            lines.append(f"  {name:22s} ({shape})  [{units}]  {variable.attrs.get('long_name', '')}")
+        if "dos_error" in dataset:
+            error = dataset["dos_error"].values[status != STATUS_FAILED]
+            lines.append(f"dos_error: mean {error.mean():.2e}, largest {error.max():.2e}")
+        attributes = dict(dataset.attrs)
+        if "command" in attributes:
+            attributes["command"] += f" --out {shlex.quote(str(file))}"
+        lines += [f"{name}: {_text(value)}" for name, value in attributes.items()]
+    print("\n".join(lines))
+
+
+def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
+    """Draw cells of a dataset file and their densities of states on one sheet.
+
+    Args:
+        file: a dataset file.
+        out: picture to write, PNG, PDF or SVG by its ending.
+        cells: how many cells, the first of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a whole dataset file, or `cells` is less than 1.
+    """
+    if cells < 1:
+        raise ValueError(f"`cells` must be at least 1, got {cells}")
+    from matplotlib.figure import Figure
+
+    with open_dataset(file) as dataset:
+        shown = dataset.isel(sample=slice(0, cells)).load()
+    labelled = "dos" in shown
+    columns = 4 if labelled else 6
+    rows = -(-shown.sizes["sample"] // columns)
+    figure = Figure(figsize=(13, 0.6 + rows * (2.3 if labelled else 2.1)), layout="constrained")
+    grid = figure.add_gridspec(
+        rows, columns * (2 if labelled else 1), width_ratios=([1, 1.2] if labelled else [1]) * columns
+    )
+    figure.suptitle(f"{Path(file).name}: first {shown.sizes['sample']} cells of family {shown.attrs['family']}")
+    image = None
+    for index in range(shown.sizes["sample"]):
+        row, column = divmod(index, columns)
+        axes = figure.add_subplot(grid[row, column * (2 if labelled else 1)])
+        image = axes.imshow(
+            shown["epsilon"][index].values.T, origin="lower", extent=(0, 1, 0, 1), vmin=1, vmax=20, cmap="cividis"
+        )
+        axes.set(xticks=[], yticks=[], title=f"cell {index}")
+        if labelled:
+            axes = figure.add_subplot(grid[row, 2 * column + 1])
+            frequency = shown["frequency"].values
+            axes.plot(frequency, shown["dos"][index], color="#0072B2", linewidth=1)
+            axes.plot(frequency, 2 * np.pi * frequency, color="0.5", linewidth=0.8, linestyle="--")
+            axes.set(xlim=(0, frequency[-1]), ylim=(0, None))
+            axes.tick_params(labelsize=7)
+            if row == rows - 1:
+                axes.set_xlabel("scaled frequency ωn (2πc/a)", fontsize=8)
+            if column == 0:
+                axes.set_ylabel("D/n (a/2πc)", fontsize=8)
+    figure.colorbar(image, ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01)
+    if labelled:
+        figure.text(0.99, 0.005, "dashed: empty lattice", ha="right", fontsize=8, color="0.4")
+    figure.savefig(out, dpi=110)
+    print(f"wrote {out}")
+
+
+def _text(value: object) -> str:
+    return " ".join(f"{number:g}" for number in np.ravel(value)) if np.ndim(value) else str(value)

@@ -1,0 +1,89 @@
+"""The folder beside an unfinished dataset file: its plan, and one checksummed shard for each finished chunk."""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from data_gen.dataset import replaced_when_complete
+
+Chunk = tuple[int, int]
+
+
+class Shards:
+    """Shards of one run; made by `open_shards`, which holds the folder's lock."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def write(self, chunk: Chunk, arrays: dict[str, np.ndarray]) -> None:
+        """Put the arrays of a chunk on disk, whole or not at all; raises `OSError` if that fails."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        body = buffer.getvalue()
+        with replaced_when_complete(self._path(chunk)) as partial:
+            partial.write_bytes(hashlib.sha256(body).digest() + body)
+
+    def read(self, chunk: Chunk) -> dict[str, np.ndarray] | None:
+        """Return the arrays of a chunk, or None if there is no whole shard of it."""
+        try:
+            content = self._path(chunk).read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, body = content[:32], content[32:]
+        if hashlib.sha256(body).digest() != digest:
+            return None
+        with np.load(io.BytesIO(body), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def _path(self, chunk: Chunk) -> Path:
+        return self.folder / f"cells-{chunk[0]:09d}-{chunk[1]:09d}.shard"
+
+
+@contextlib.contextmanager
+def open_shards(out: Path, plan: dict) -> Iterator[Shards]:
+    """Open or start the shards of the run that makes `out`, and remove them when the run has succeeded.
+
+    Args:
+        out: the dataset file.
+        plan: what decides its bytes, as JSON values.
+
+    Raises:
+        ValueError: if there is an unfinished run of other settings, or another process is at work on it.
+        OSError: if the folder cannot be made or written.
+    """
+    folder = out.with_name(out.name + ".part")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run is at work on {out} right now") from None
+        _agree(folder, out, plan)
+        yield Shards(folder)
+        shutil.rmtree(folder)
+
+
+def _agree(folder: Path, out: Path, plan: dict) -> None:
+    """Write the plan into a new folder; in an old one, check that it is the same."""
+    path = folder / "plan.json"
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        with replaced_when_complete(path) as partial:
+            partial.write_text(json.dumps(plan, indent=1))
+        return
+    differences = [key for key in plan if found.get(key) != plan[key]]
+    if differences:
+        there = ", ".join(f"{key} {found.get(key)!r}" for key in differences)
+        asked = ", ".join(f"{key} {plan[key]!r}" for key in differences)
+        raise ValueError(
+            f"an unfinished run for {out} has {there}, and this one asks for {asked}; "
+            f"run it with the first settings to finish it, or remove {folder}"
+        )

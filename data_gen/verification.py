@@ -1,0 +1,117 @@
+"""Solving cells of a dataset file again with MPB, to see by how much its labels are off."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_gen.dataset import STATUS_SOLVED, open_dataset
+from data_gen.labels import LabelSettings, density, distance, label_cells
+from data_gen.lattices import basis_vectors, wavevector_grid
+from data_gen.solvers import solver_module
+from data_gen.solvers.smoothing import block_mean
+from data_gen.unit_cells import unit_cell_family
+
+K_POINTS, BANDS = 25, 10
+SMALLEST_FREQUENCY = 0.02
+TOLERANCES = {
+    "permittivity": ("the file's against the cell drawn again", 1e-6),
+    "label": ("the file's against the label made again, relative error", 1e-5),
+    "frequency": (f"the two solvers, relative, above {SMALLEST_FREQUENCY}", 1e-4),
+    "density of states": ("from the two solvers' bands on one grid, relative error", 3e-3),
+}
+
+
+def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float]:
+    """Solve random cells of a dataset file again with MPB and compare; fail if anything is out of tolerance.
+
+    Each cell is drawn again from its seed. Its permittivity and its label, made again, are compared with the file's;
+    its bands on the 25 × 25 grid of wavevectors, by the file's solver, with MPB's (a file labelled by MPB is compared
+    with the fast solver); and so are the two densities of states.
+
+    Args:
+        file: a labelled dataset file made by `generate`.
+        samples: number of cells to solve, at most all of them.
+        seed: seed of the choice of cells.
+
+    Returns:
+        The deviations that are printed, by name.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a labelled dataset file, or has fewer solved cells than `samples`.
+        RuntimeError: if a deviation is beyond its tolerance, or MPB cannot be had.
+    """
+    with open_dataset(file) as dataset:
+        if "dos" not in dataset:
+            raise ValueError(f"{file} holds no labels to verify")
+        solved = np.flatnonzero(dataset["status"].values == STATUS_SOLVED)
+        if not 1 <= samples <= len(solved):
+            raise ValueError(f"`samples` must be from 1 to the {len(solved)} solved cells of {file}, got {samples}")
+        chosen = np.sort(np.random.default_rng(seed).choice(solved, samples, replace=False))
+        stored = dataset[["epsilon", "dos"]].isel(sample=chosen).load()
+        settings = dataset.attrs
+    deviations = []
+    for index, epsilon, dos in tqdm(
+        list(zip(chosen, stored["epsilon"].values, stored["dos"].values)), unit="cell", desc="verify", file=sys.stderr
+    ):
+        deviations.append(_deviations(int(index), epsilon, dos, settings))
+    return _report(deviations)
+
+
+def _deviations(index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict) -> dict[str, tuple[float, float]]:
+    """Return the mean and largest deviation of one cell in each respect."""
+    family, resolution = unit_cell_family(settings["family"]), int(settings["resolution"])
+    fine = torch.from_numpy(family.draw(int(settings["seed"]), index, resolution).epsilon)[None]
+    basis = basis_vectors(family.lattice)
+    labels = LabelSettings(**{field.name: _setting(settings[field.name]) for field in fields(LabelSettings)})
+    again = label_cells(fine, basis, resolution, labels)["dos"]
+    own, other = (
+        solver_module(name).solve_bands(
+            fine,
+            wavevector_grid(K_POINTS)[: (K_POINTS**2 + 1) // 2],
+            bands=BANDS,
+            polarization=labels.polarization,
+            basis=basis,
+            resolution=resolution,
+        )
+        for name in (("rbme", "mpb") if labels.solver == "rbme" else ("mpb", "rbme"))
+    )
+    moving = other.frequency > SMALLEST_FREQUENCY
+    frequency = ((own.frequency - other.frequency).abs() / other.frequency)[moving]
+    densities = [density(half, K_POINTS, fine, basis, labels)[0] for half in (own, other)]
+    drawn = block_mean(fine, fine.shape[1] // resolution)[0].numpy()
+    return {
+        "permittivity": _spread(np.abs(epsilon - drawn) / drawn),
+        "label": _spread(distance(torch.from_numpy(dos[None]), torch.from_numpy(again))),
+        "frequency": _spread(frequency),
+        "density of states": _spread(distance(*densities)),
+    }
+
+
+def _report(deviations: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Print and return the deviations over all cells; raise `RuntimeError` if one is beyond its tolerance."""
+    found, failures = {}, []
+    for name, (meaning, tolerance) in TOLERANCES.items():
+        mean = float(np.mean([cell[name][0] for cell in deviations]))
+        largest = float(np.max([cell[name][1] for cell in deviations]))
+        found |= {f"{name} mean": mean, f"{name} largest": largest}
+        verdict = "ok" if largest <= tolerance else "BEYOND TOLERANCE"
+        print(f"{name:18s} mean {mean:.1e}  largest {largest:.1e}  tolerance {tolerance:.0e}  {verdict}  ({meaning})")
+        if largest > tolerance:
+            failures.append(name)
+    if failures:
+        raise RuntimeError(f"beyond tolerance in {', '.join(failures)} over {len(deviations)} cells")
+    print(f"verified: {len(deviations)} cells")
+    return found
+
+
+def _setting(value: object) -> object:
+    return None if isinstance(value, str) and value == "as needed" else getattr(value, "item", lambda: value)()
+
+
+def _spread(values: np.ndarray | torch.Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.max())

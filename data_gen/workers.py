@@ -1,0 +1,121 @@
+"""Where the chunks of a run are computed: in this process, on a local dask cluster, or on an existing one.
+
+A chunk whose worker dies is tried again, then cut in halves until the guilty cell is alone; that cell is recorded as
+failed and the rest goes on.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import torch
+
+from data_gen.shards import Chunk
+
+FAILURES_BEFORE_BISECTION = 1
+CHUNKS_AHEAD = 4  # of each worker: enough to keep it busy, few enough to keep their results out of memory
+
+Compute = Callable[[int, int], dict]
+Fail = Callable[[int, str], dict]
+Join = Callable[[list[dict]], dict]
+
+
+def run_chunks(
+    compute: Compute, fail: Fail, join: Join, chunks: list[Chunk], workers: int | None, scheduler: str | None
+) -> Iterator[tuple[Chunk, dict]]:
+    """Compute all chunks and yield each with its arrays, as they finish.
+
+    Args:
+        compute: (start, stop) → arrays of these cells; picklable by dask.
+        fail: (index, message) → arrays that record that this cell failed.
+        join: arrays of consecutive cells → arrays of all of them.
+        chunks: what to compute.
+        workers: processes of a local cluster; one for each core where None. One works in this process.
+        scheduler: address of an existing dask scheduler to use instead.
+
+    Raises:
+        ValueError: if there is no scheduler at that address.
+    """
+    workers = workers or len(os.sched_getaffinity(0))
+    if scheduler is None and workers == 1:
+        with _one_thread():
+            for chunk in chunks:
+                yield chunk, compute(*chunk)
+        return
+    with _client(workers, scheduler) as client:
+        yield from _run_on_dask(client, compute, fail, join, chunks)
+
+
+def _run_on_dask(client, compute: Compute, fail: Fail, join: Join, chunks: list[Chunk]) -> Iterator[tuple[Chunk, dict]]:
+    from distributed import KilledWorker, as_completed
+
+    waiting = iter(chunks)
+    running = {}
+    finished = as_completed()
+
+    def submit(start: int, stop: int, chunk: Chunk) -> None:
+        future = client.submit(compute, start, stop, pure=False)
+        running[future] = (start, stop, chunk)
+        finished.add(future)
+
+    def submit_next() -> None:
+        chunk = next(waiting, None)
+        if chunk is not None:
+            submit(*chunk, chunk)
+
+    parts: dict[Chunk, dict[Chunk, dict]] = {}
+    for _ in range(CHUNKS_AHEAD * max(1, sum(client.nthreads().values()))):
+        submit_next()
+    for future in finished:
+        start, stop, chunk = running.pop(future)
+        try:
+            arrays = future.result()
+        except KilledWorker:
+            if stop - start > 1:
+                middle = (start + stop) // 2
+                submit(start, middle, chunk)
+                submit(middle, stop, chunk)
+                continue
+            arrays = fail(start, "the worker process died on this cell")
+        done = parts.setdefault(chunk, {})
+        done[start, stop] = arrays
+        if sum(b - a for a, b in done) == chunk[1] - chunk[0]:
+            del parts[chunk]
+            yield chunk, join([done[part] for part in sorted(done)])
+            submit_next()
+
+
+@contextlib.contextmanager
+def _client(workers: int, scheduler: str | None) -> Iterator:
+    import dask
+    from distributed import Client, LocalCluster
+
+    settings = {
+        "distributed.scheduler.allowed-failures": FAILURES_BEFORE_BISECTION,
+        "distributed.worker.memory.terminate": 0.95,
+        "distributed.comm.timeouts.connect": "10s",
+    }
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
+        if scheduler is None:
+            scheduler = stack.enter_context(
+                LocalCluster(
+                    n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+                )
+            )
+        try:
+            client = stack.enter_context(Client(scheduler))
+        except (OSError, ValueError, TimeoutError) as error:
+            raise ValueError(f"no dask scheduler at {scheduler!r}: {error}") from None
+        yield client
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute as a worker does: with one thread, which also keeps sums in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
