@@ -15,3 +15,7 @@ COMMANDS = {
 def main() -> None:
     """Run `data-gen` on this process's arguments and exit with its status."""
     sys.exit(run("data-gen", COMMANDS))
+
+
+if __name__ == "__main__":
+    main()

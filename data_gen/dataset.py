@@ -80,7 +80,7 @@ def write_dataset(
         for name, value in fixed.items():
             _create(file, name, VARIABLES[name], value.shape)[...] = value
         targets, start = {}, 0
-        for block in blocks:
+        for block in _of_equal_size(blocks):
             count = len(block["epsilon"])
             for name, variable in variables.items():
                 if name not in targets:
@@ -91,6 +91,24 @@ def write_dataset(
             raise ValueError(f"the blocks hold {start} samples of {samples}")
         for name, value in attributes.items():
             file.attrs[name] = value
+
+
+def _of_equal_size(blocks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """Join blocks to `SAMPLES_PER_BLOCK` samples, the chunk of the file: each chunk is compressed and written once."""
+    held: list[dict[str, np.ndarray]] = []
+    for block in blocks:
+        held.append(dict(block))
+        while sum(len(part["epsilon"]) for part in held) >= SAMPLES_PER_BLOCK:
+            joined = _joined(held)
+            yield {name: value[:SAMPLES_PER_BLOCK] for name, value in joined.items()}
+            held = [{name: value[SAMPLES_PER_BLOCK:] for name, value in joined.items()}]
+    joined = _joined(held)
+    if len(joined["epsilon"]):
+        yield joined
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @contextlib.contextmanager
@@ -127,7 +145,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
     try:
-        dataset = xr.open_dataset(path, engine="h5netcdf", chunks={"sample": SAMPLES_PER_BLOCK})
+        dataset = xr.open_dataset(path, engine="h5netcdf", chunks={"sample": SAMPLES_PER_BLOCK}, phony_dims="sort")
     except Exception as error:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         raise ValueError(
@@ -157,7 +175,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 def _validate(path: Path, dataset: xr.Dataset) -> None:
     version = dataset.attrs.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version!r}")
+        raise ValueError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version}")
     missing = [name for name in REQUIRED if name not in dataset] + [
         name for name in PROVENANCE if name not in dataset.attrs
     ]

@@ -32,7 +32,7 @@ from data_gen.dos import SMOOTHING, scaled_frequencies
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.shards import Chunk, Shards, open_shards
-from data_gen.solvers import solver_module
+from data_gen.solvers import solver_version
 from data_gen.solvers.contract import SolverError
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, unit_cell_family
@@ -177,7 +177,7 @@ def provenance(plan: Plan) -> dict[str, str | int | float | list[float]]:
     }
     if plan.labels is not None:
         settings = {name: "as needed" if value is None else value for name, value in asdict(plan.labels).items()}
-        attributes |= settings | {"solver_version": solver_module(plan.labels.solver).version()}
+        attributes |= settings | {"solver_version": solver_version(plan.labels.solver)}
     return attributes
 
 
@@ -266,11 +266,12 @@ def _is_finished(out: Path, attributes: dict) -> bool:
     if not out.exists():
         return False
     with open_dataset(out) as dataset:
-        found = dataset.attrs
+        found = {name: np.asarray(value).tolist() for name, value in dataset.attrs.items()}
     for name, value in attributes.items():
-        there = found.get(name)
-        if name not in ("command", "package_commit") and not np.array_equal(there, value):
-            raise ValueError(f"{out} exists, with {name} {there!r}, and this run asks for {value!r}; remove it first")
+        if name not in ("command", "package_commit") and found.get(name) != value:
+            raise ValueError(
+                f"{out} exists, with {name} {found.get(name)!r}, and this run asks for {value!r}; remove it first"
+            )
     return True
 
 

@@ -1,6 +1,7 @@
 """Band solvers: one contract, two solvers."""
 
 import importlib
+from importlib.metadata import version
 from types import ModuleType
 
 import numpy as np
@@ -18,6 +19,13 @@ def solver_module(name: str) -> ModuleType:
     if name not in SOLVERS:
         raise ValueError(f"`solver` must be one of {', '.join(SOLVERS)}, got {name!r}.")
     return importlib.import_module(f"data_gen.solvers.{name}")
+
+
+def solver_version(name: str) -> str:
+    """Return what a solver's answers depend on beside its input, for the record."""
+    if name == "mpb":
+        return solver_module(name).version()
+    return f"photonic_essl {version('photonic_essl')} with torch {torch.__version__}"
 
 
 def solve(

@@ -64,10 +64,7 @@ def call(*arguments: str) -> int:
 def test_options_are_the_functions_parameters_with_dashes():
     received.clear()
     assert call("generate", "blob", "--out", "x.nc", "--k-points", "5", "--keep-bands") == 0
-    assert (
-        call("generate", "gpm", "--samples=7", "--scheduler", "tcp://a:1", "--out", "y", "--no-keep-bands")
-        == 0
-    )
+    assert call("generate", "gpm", "--samples=7", "--scheduler", "tcp://a:1", "--out", "y", "--no-keep-bands") == 0
     assert received == [("blob", "x.nc", 3, 5, None, True), ("gpm", "y", 7, None, "tcp://a:1", False)]
 
 

@@ -1,0 +1,114 @@
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+
+import data_gen
+from data_gen.dataset import VARIABLES, write_dataset
+
+ATTRIBUTES = {
+    "schema_version": 1,
+    "family": "blob",
+    "seed": 0,
+    "resolution": 4,
+    "lattice": [1.0, 0.0, 0.0, 1.0],
+    "package_version": "0",
+}
+NAMES = ("epsilon", "epsilon_mean", "status", "error_message", "dos", "dos_error")
+
+
+def arrays(samples, seed=0):
+    generator = np.random.default_rng(seed)
+    return {
+        "epsilon": generator.uniform(1, 20, (samples, 4, 4)),
+        "epsilon_mean": np.full(samples, 5.0),
+        "status": np.zeros(samples, dtype=np.int8),
+        "error_message": np.full(samples, b"", dtype="S200"),
+        "dos": generator.uniform(size=(samples, 500)),
+        "dos_error": np.zeros(samples),
+    }
+
+
+def write(path, blocks, samples, **attributes):
+    write_dataset(
+        path,
+        blocks,
+        samples=samples,
+        variables={name: VARIABLES[name] for name in NAMES},
+        fixed={"frequency": np.linspace(0, 1.2, 500)},
+        attributes={**ATTRIBUTES, **attributes},
+    )
+
+
+def test_reads_back_with_xarray_and_h5py_and_says_what_everything_is(tmp_path):
+    path = tmp_path / "a.h5"
+    block = arrays(6)
+    write(path, [{name: value[:4] for name, value in block.items()}, {n: v[4:] for n, v in block.items()}], 6)
+    with data_gen.open_dataset(path) as dataset:
+        np.testing.assert_array_equal(dataset["dos"], block["dos"].astype(np.float32))
+        assert dataset["dos"].dims == ("sample", "frequency")
+        assert all({"units", "long_name"} <= set(variable.attrs) for variable in dataset.variables.values())
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["epsilon"], block["epsilon"].astype(np.float32))
+    with xr.open_dataset(path) as dataset:
+        assert dataset.attrs["family"] == "blob"
+
+
+def test_same_content_is_the_same_bytes_however_it_comes_in_blocks(tmp_path):
+    block = arrays(6)
+    for name, cut in (("a.h5", 2), ("b.h5", 5)):
+        parts = [{n: v[:cut] for n, v in block.items()}, {n: v[cut:] for n, v in block.items()}]
+        write(tmp_path / name, parts, 6)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_opening_is_lazy_and_values_that_are_not_finite_are_refused_when_asked_for(tmp_path):
+    path = tmp_path / "a.h5"
+    block = arrays(3)
+    block["dos"][1, 7] = np.nan
+    write(path, [block], 3)
+    with data_gen.open_dataset(path) as dataset:
+        assert dataset["epsilon"].chunks is not None
+        dataset["epsilon"].load()
+        with pytest.raises(ValueError, match="`dos` holds numbers that are not finite"):
+            dataset["dos"].load()
+
+
+def test_failed_samples_may_lack_their_label(tmp_path):
+    path = tmp_path / "a.h5"
+    block = arrays(3)
+    block["dos"][1] = np.nan
+    block["status"][1] = 1
+    write(path, [block], 3)
+    with data_gen.open_dataset(path) as dataset:
+        assert np.isnan(dataset["dos"].values[1]).all()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="3 samples of 4"):
+        write(path, [arrays(3, seed=1)], 4)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset file at"):
+        data_gen.open_dataset(tmp_path / "none.h5")
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"not a dataset"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read as a dataset file") as caught:
+            data_gen.open_dataset(path)
+        assert "\n" not in str(caught.value)
+    with h5py.File(path, "w") as file:
+        file["other"] = np.ones(3)
+    with pytest.raises(ValueError, match="schema_version 1, got None"):
+        data_gen.open_dataset(path)
+    write(path, [arrays(3)], 3, schema_version=99)
+    with pytest.raises(ValueError, match="schema_version 1, got 99"):
+        data_gen.open_dataset(path)

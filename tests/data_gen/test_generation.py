@@ -1,0 +1,189 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import data_gen
+from data_gen import generation
+from data_gen.cli import COMMANDS
+from data_gen.command_line import run
+from data_gen.shards import open_shards
+from data_gen.solvers.contract import ConvergenceError
+
+LABELLED = ["--samples", "3", "--k-points", "5", "--bands", "6", "--resolution", "16"]
+
+
+def run_data_gen(*words):
+    return run("data-gen", COMMANDS, [str(word) for word in words])
+
+
+def test_a_labelled_file_holds_cells_labels_parameters_and_how_it_was_made(tmp_path):
+    out = tmp_path / "a.h5"
+    data_gen.generate(
+        "blob", out=out, samples=3, seed=5, k_points=9, bands=10, resolution=16, keep_bands=True, workers=1
+    )
+    with data_gen.open_dataset(out) as dataset:
+        assert dataset.sizes["sample"] == 3
+        assert {"epsilon_inside", "outline_cosine", "dos_error"} <= set(dataset.data_vars)
+        assert (dataset.attrs["seed"], dataset.attrs["solver"], dataset.attrs["k_points"]) == (5, "rbme", 9)
+        assert "data-gen generate blob --samples 3" in dataset.attrs["command"]
+        cell = data_gen.unit_cells.unit_cell_family("blob").draw(5, 2, 16).epsilon
+        bands = data_gen.solve(cell, 9, bands=10, solver="rbme", resolution=16)
+        np.testing.assert_allclose(dataset["band_frequency"][2], bands["frequency"], atol=1e-9)
+        density = data_gen.density_of_states(bands, epsilon_mean=cell.mean())
+        np.testing.assert_allclose(dataset["dos"][2], density, rtol=1e-5, atol=1e-5)
+    assert not out.with_name("a.h5.part").exists()
+
+
+@pytest.mark.mpb
+def test_mpb_labels_are_those_of_the_fast_solver(tmp_path):
+    for solver in ("mpb", "rbme"):
+        run_data_gen(
+            "generate", "rods", "--out", tmp_path / f"{solver}.h5", "--solver", solver, "--workers", 1, *LABELLED
+        )
+    with data_gen.open_dataset(tmp_path / "mpb.h5") as a, data_gen.open_dataset(tmp_path / "rbme.h5") as b:
+        np.testing.assert_allclose(a["dos"][:, 100:400], b["dos"][:, 100:400], atol=2e-2)
+        assert a.attrs["solver_version"].startswith("MPB")
+
+
+def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path):
+    command = [sys.executable, "-m", "data_gen.cli", "generate", "gpm", "--samples", "1500", "--unlabelled"]
+    for name, workers in (("one.h5", "1"), ("two.h5", "2")):
+        subprocess.run([*command, "--out", tmp_path / name, "--workers", workers], check=True, capture_output=True)
+    calm = (tmp_path / "one.h5").read_bytes()
+    assert (tmp_path / "two.h5").read_bytes() == calm
+
+    killed = tmp_path / "killed.h5"
+    process = subprocess.Popen([*command, "--out", killed, "--workers", "1"], stderr=subprocess.DEVNULL)
+    shards = tmp_path / "killed.h5.part"
+    while process.poll() is None and not list(shards.glob("*.shard")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    done = sorted(shards.glob("*.shard"))
+    assert done
+    done[0].write_bytes(done[0].read_bytes()[:-100])  # a truncated shard is computed again
+    subprocess.run([*command, "--out", killed, "--workers", "1"], check=True, capture_output=True)
+    assert killed.read_bytes() == calm
+    assert not shards.exists()
+
+
+def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
+    label_cells = generation.label_cells
+    guilty = data_gen.unit_cells.unit_cell_family("rods").draw(0, 1, 16).epsilon
+
+    def stubborn(cells, **settings):
+        if any(np.array_equal(cell, guilty) for cell in cells):
+            raise ConvergenceError("no convergence")
+        return label_cells(cells, **settings)
+
+    monkeypatch.setattr(generation, "label_cells", stubborn)
+    out = tmp_path / "a.h5"
+    assert run_data_gen("generate", "rods", "--out", out, "--workers", 1, *LABELLED) == 1
+    assert "1 of 3 cells failed" in capsys.readouterr().err
+    with data_gen.open_dataset(out) as dataset:
+        assert dataset["status"].values.tolist() == [0, 1, 0]
+        assert b"seed 0, index 1: no convergence" in dataset["error_message"].values[1]
+        assert np.isnan(dataset["dos"].values[1]).all()
+        assert np.isfinite(dataset["dos"].values[[0, 2]]).all()
+
+
+def test_running_again_changes_nothing_and_other_settings_are_refused(tmp_path, capsys):
+    out = tmp_path / "a.h5"
+    words = ["generate", "rods", "--out", out, "--unlabelled", "--workers", 1]
+    assert run_data_gen(*words, "--samples", 4) == 0
+    before = out.read_bytes()
+    assert run_data_gen(*words, "--samples", 4) == 0
+    assert run_data_gen(*words, "--samples", 5) == 2
+    assert "samples 4, and this run asks for 5" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_other_settings_over_an_unfinished_run_are_refused_with_both_shown(tmp_path):
+    out = tmp_path / "a.h5"
+    with pytest.raises(KeyboardInterrupt), open_shards(out, {"samples": 4, "seed": 0}):
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(ValueError, match="has samples 4, and this one asks for samples 5"),
+        open_shards(out, {"samples": 5, "seed": 0}),
+    ):
+        pass
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    with (
+        open_shards(tmp_path / "a.h5", {"samples": 4}),
+        pytest.raises(ValueError, match="another run is at work"),
+        open_shards(tmp_path / "a.h5", {"samples": 4}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["blobb", "--samples", 3], "unknown family 'blobb'; the families are blob, gpm"),
+        (["blob", "--samples", 0], "`samples` must be at least 1, got 0"),
+        (["blob", "--samples", "many"], "samples"),
+        (["blob", "--samples", 3, "--solver", "mit"], "solver"),
+        (["blob", "--samples", 3, "--k-points", 0], "`k_points` must be at least 1, got 0"),
+        (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),
+        (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be from"),
+        (["blob", "--samples", 3, "--keep-bands"], "`keep_bands` needs"),
+        (["blob", "--samples", 3, "--workers", 0], "`workers` must be at least 1, got 0"),
+        (["blob"], "samples"),
+    ],
+)
+def test_bad_input_gets_one_line_and_status_2(words, message, tmp_path, capsys):
+    try:
+        status = run_data_gen("generate", *words, "--out", tmp_path / "a.h5")
+    except SystemExit as exit_:
+        status = exit_.code
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.count("\n") == 1
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unwritable_folder_gets_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    status = run_data_gen("generate", "rods", "--out", tmp_path / "file" / "a.h5", "--samples", 2, "--unlabelled")
+    assert status != 0
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_info_and_preview(tmp_path, capsys):
+    out, picture = tmp_path / "a.h5", tmp_path / "a.png"
+    run_data_gen("generate", "rods", "--out", out, "--workers", 1, *LABELLED)
+    capsys.readouterr()
+    assert run_data_gen("info", out) == 0
+    printed = capsys.readouterr().out
+    assert "3 cells, 0 failed" in printed
+    assert f"--out {out}" in printed
+    assert run_data_gen("preview", out, "--out", picture) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert run_data_gen("info", tmp_path / "none.h5") == 2
+
+
+def test_the_command_in_the_file_makes_the_same_file(tmp_path):
+    first, again = tmp_path / "first.h5", tmp_path / "again.h5"
+    run_data_gen("generate", "rods", "--out", first, "--workers", 1, "--seed", 3, *LABELLED)
+    with data_gen.open_dataset(first) as dataset:
+        words = dataset.attrs["command"].split()[1:]
+    assert run_data_gen(*words, "--out", again, "--workers", 1) == 0
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_unlabelled_files_have_no_dos(tmp_path):
+    out = tmp_path / "a.h5"
+    run_data_gen("generate", "blob", "--out", out, "--samples", 2, "--unlabelled", "--workers", 1)
+    with data_gen.open_dataset(out) as dataset:
+        assert "dos" not in dataset
+        assert dataset["epsilon"].dtype == np.float32
+    assert os.path.getsize(out) < 100_000

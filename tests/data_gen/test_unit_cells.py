@@ -1,0 +1,71 @@
+import hashlib
+
+import numpy as np
+import pytest
+
+from data_gen.unit_cells import EPSILON_RANGE, FAMILIES, unit_cell_family
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cell_depends_on_family_seed_and_index_alone(name):
+    family = unit_cell_family(name)
+    first = family.draw(3, 7, 16)
+    for other in range(3):
+        family.draw(other, other, 16)
+    again = family.draw(3, 7, 16)
+    assert first.epsilon.tobytes() == again.epsilon.tobytes()
+    assert set(first.parameters) == set(family.parameters)
+    digests = {hashlib.sha256(family.draw(s, i, 16).epsilon.tobytes()).digest() for s in (0, 1) for i in range(10)}
+    assert len(digests) == 20
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cells_have_two_materials_within_range_and_the_recorded_filling(name):
+    for index in range(20):
+        cell = unit_cell_family(name).draw(0, index)
+        inside, outside = cell.parameters["epsilon_inside"], cell.parameters["epsilon_outside"]
+        assert set(np.unique(cell.epsilon)) <= {float(inside), float(outside)}
+        assert EPSILON_RANGE[0] <= min(inside, outside)
+        assert max(inside, outside) <= EPSILON_RANGE[1]
+        assert (cell.epsilon == inside).mean() == pytest.approx(float(cell.parameters["filling"]))
+
+
+def test_blob_never_touches_its_neighbours():
+    for index in range(50):
+        cell = unit_cell_family("blob").draw(1, index)
+        inside = cell.epsilon == cell.parameters["epsilon_inside"]
+        assert inside.any()
+        assert not inside[[0, -1]].any()
+        assert not inside[:, [0, -1]].any()
+
+
+def test_gpm_has_its_mirror_and_in_general_no_quarter_turn():
+    mirrored, turned = 0, 0
+    for index in range(20):
+        epsilon = unit_cell_family("gpm").draw(0, index).epsilon
+        mirrored += np.array_equal(epsilon, epsilon[::-1])
+        turned += np.array_equal(epsilon, np.rot90(epsilon))
+    assert mirrored == 20
+    assert turned < 5
+
+
+def test_level_sets_do_not_repeat_the_edge():
+    # Shifting by one sample changes as much at the seam as elsewhere; a repeated edge would leave no change there.
+    seam, inner = 0, 0
+    for index in range(100):
+        epsilon = unit_cell_family("p1").draw(0, index, 4).epsilon
+        seam += (epsilon[0] != epsilon[-1]).sum()
+        inner += (epsilon[10] != epsilon[9]).sum()
+    assert 0.5 < seam / inner < 2
+
+
+def test_rod_radius_is_the_recorded_one():
+    for index in range(10):
+        cell = unit_cell_family("rods").draw(2, index, 64)
+        area = (cell.epsilon == cell.parameters["epsilon_inside"]).mean()
+        assert area == pytest.approx(np.pi * cell.parameters["radius"] ** 2, rel=1e-2)
+
+
+def test_unknown_family_is_refused():
+    with pytest.raises(ValueError, match="unknown family 'blobb'; the families are blob"):
+        unit_cell_family("blobb")
