@@ -1,0 +1,92 @@
+"""From a dataset file to tensors."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+
+from data_gen.dataset import STATUS_SOLVED, open_dataset
+from photonic_essl.metrics import FREQUENCIES, PREDICTED
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Unit cells in memory.
+
+    Attributes:
+        epsilon: relative permittivity, shape `(sample, 1, x, y)`, float32.
+        dos: density of states D/n on the 400 scaled frequencies that networks predict, shape `(sample, frequency)`,
+            float32; None where labels were not asked for.
+        attributes: what the file says of itself: `family`, `lattice`, `polarization`, …
+        fingerprint: a hash of the cells and labels, the same for equal contents.
+    """
+
+    epsilon: torch.Tensor
+    dos: torch.Tensor | None
+    attributes: dict
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.epsilon)
+
+    def subset(self, rows: np.ndarray) -> "Cells":
+        """Return some of the cells, in the order of their numbers `rows`."""
+        return replace(self, epsilon=self.epsilon[rows], dos=None if self.dos is None else self.dos[rows])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of points along the two lattice vectors."""
+        return tuple(self.epsilon.shape[2:])
+
+    @property
+    def lattice(self) -> str:
+        """Name of the lattice."""
+        return self.attributes.get("lattice", "square")
+
+
+def load_cells(path: str | Path, labelled: bool = False) -> Cells:
+    """Read a dataset file into memory.
+
+    Args:
+        path: a file that `data-gen generate` wrote.
+        labelled: whether densities of states are wanted too; cells whose solution failed are then left out.
+
+    Returns:
+        Its cells.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no dataset file, lacks the labels that are asked for, or has them on other frequencies.
+    """
+    with open_dataset(path) as dataset:
+        if labelled and "dos" not in dataset:
+            raise ValueError(f"{path} is unlabelled: it has no `dos`, which is needed here.")
+        if labelled:
+            dataset = dataset.isel(sample=np.flatnonzero(dataset["status"].values == STATUS_SOLVED))
+        epsilon = np.asarray(dataset["epsilon"].values, dtype=np.float32)
+        dos = _labels(dataset, path) if labelled else None
+        attributes = dict(dataset.attrs)
+    if not len(epsilon):
+        raise ValueError(f"{path} holds no cells{' that were solved' if labelled else ''}.")
+    digest = hashlib.sha256(epsilon.tobytes())
+    if dos is not None:
+        digest.update(dos.tobytes())
+    return Cells(
+        epsilon=torch.from_numpy(epsilon)[:, None],
+        dos=None if dos is None else torch.from_numpy(dos),
+        attributes=attributes,
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def _labels(dataset: xr.Dataset, path: str | Path) -> np.ndarray:
+    frequency = dataset["frequency"].values
+    if len(frequency) < PREDICTED or not np.allclose(frequency[:PREDICTED], FREQUENCIES[:PREDICTED], atol=1e-6):
+        raise ValueError(
+            f"{path} has its `dos` on {len(frequency)} frequencies from {frequency[0]:g} to {frequency[-1]:g}; "
+            f"networks predict the first {PREDICTED} of {len(FREQUENCIES)} from 0 to {FREQUENCIES[-1]:g}."
+        )
+    return np.ascontiguousarray(dataset["dos"].values[:, :PREDICTED], dtype=np.float32)

@@ -1,0 +1,71 @@
+"""Training on several processes as on one: what a loss or a normalisation sees is the whole batch of all of them."""
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def processes() -> int:
+    """Return the number of processes that train together."""
+    initialised = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if initialised else 1
+
+
+def own_part(batch: int) -> slice:
+    """Return which cells of a batch that all processes share are this one's.
+
+    Raises:
+        ValueError: if the batch cannot be shared equally.
+    """
+    if batch % processes():
+        raise ValueError(f"a batch of {batch} cells cannot be shared equally by {processes()} processes.")
+    own = batch // processes()
+    rank = torch.distributed.get_rank() if processes() > 1 else 0
+    return slice(rank * own, (rank + 1) * own)
+
+
+def gathered(values: Tensor) -> Tensor:
+    """Return the rows of all processes in the order of the shared batch; gradients flow back to where they came from.
+
+    A loss of all rows, computed alike on every process, then has the gradient that one process would find: the sum
+    over processes that flows back is undone by the mean over processes that DistributedDataParallel takes.
+    """
+    return torch.cat(all_gather(values)) if processes() > 1 else values
+
+
+class GlobalBatchNorm(_BatchNorm):
+    """Batch normalisation over the batch of all processes, on any device (torch's own is for GPUs alone)."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised input, shape `(batch, channel, ...)`."""
+        if not self.training or processes() == 1:
+            return super().forward(input)
+        summed = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
+        mean = all_reduce(input.mean(summed)) / processes()
+        centred = input - mean.view(shape)
+        variance = all_reduce(centred.square().mean(summed)) / processes()
+        with torch.no_grad():
+            count = input.numel() // input.shape[1] * processes()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return centred * scale.view(shape) + self.bias.view(shape)
+
+
+def with_global_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every batch normalisation in a module by one over all processes, in place; keys and values stay."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            replacement = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
+            replacement.load_state_dict(child.state_dict())
+            setattr(module, name, replacement)
+        else:
+            with_global_batch_norm(child)
+    return module

@@ -1,0 +1,256 @@
+"""Encoders: from unit cells to representations.
+
+`Encoder` is what the rest of the package uses. It standardises the permittivity, the one place where this is done, and
+hands it to a network: a preset of `NETWORKS`, or your own. Your own is any `nn.Module` that maps
+`(batch, channel, x, y)` to `(batch, features)`, given as `"module:factory"`, where `factory(channels, grid)` builds it:
+
+    photonic-essl pretrain --encoder my_networks:perceiver --data cells.nc --out runs/perceiver
+    photonic_essl.load_regressor("runs/tuned", network=my_networks.perceiver(1, (32, 32)))
+
+It has to tell apart the elements of the group that it is asked to predict: a network that ends in global pooling, for
+one, cannot see where in the cell anything is.
+"""
+
+import importlib
+import inspect
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_model
+from torch import Tensor, nn
+
+PERMITTIVITY_RANGE = (1.0, 20.0)
+
+
+class PaperNetwork(nn.Sequential):
+    """The network of arXiv 2111.00899, photonics: three 7 × 7 convolutions, each pooled, and two linear layers.
+
+    Args:
+        channels: of a cell.
+        grid: number of points along the two lattice vectors, multiples of 32.
+        padding_mode: `"zeros"`, as published, or `"circular"`, as the cell is periodic. The circular one is
+            invariant by construction to half-cell translations: its last pooling covers the whole cell.
+
+    Raises:
+        ValueError: if the grid is not a multiple of 32.
+    """
+
+    def __init__(self, channels: int = 1, grid: tuple[int, int] = (32, 32), padding_mode: str = "zeros"):
+        _check_grid("paper", grid, 32)
+        stages = []
+        for inputs, outputs, pool in ((channels, 64, 2), (64, 256, 4), (256, 256, 4)):
+            convolution = nn.Conv2d(inputs, outputs, 7, padding=3, padding_mode=padding_mode)
+            stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(pool)]
+        pooled = 256 * (grid[0] // 32) * (grid[1] // 32)
+        head = nn.Sequential(nn.Flatten(), nn.Linear(pooled, 1024), nn.ReLU(), nn.Linear(1024, 1024))
+        super().__init__()
+        self.trunk = nn.Sequential(*stages)
+        self.head = head
+        self.stride = 32 if padding_mode == "circular" else None
+
+
+class LightNetwork(nn.Sequential):
+    """A periodic residual network that trains on two CPU cores.
+
+    All convolutions wrap around, so that the trunk moves along with the cell when it is shifted by a multiple of
+    `stride`. The linear layer sees the trunk's whole layout, not a mean over it: the representation knows where
+    things are, and can be asked.
+
+    Args:
+        channels: of a cell.
+        grid: number of points along the two lattice vectors, multiples of 8.
+        width: channels of the first stage; each of the next two has twice as many.
+        features: of the representation.
+
+    Raises:
+        ValueError: if the grid is not a multiple of 8.
+    """
+
+    def __init__(self, channels: int = 1, grid: tuple[int, int] = (32, 32), width: int = 16, features: int = 256):
+        _check_grid("light", grid, 8)
+        super().__init__()
+        self.trunk = nn.Sequential(
+            _convolution(channels, width, 5, stride=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            ResidualBlock(width, width),
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 4 * width, stride=2),
+        )
+        layout = 4 * width * (grid[0] // 8) * (grid[1] // 8)
+        self.head = nn.Sequential(nn.Flatten(), nn.Linear(layout, features))
+        self.stride = 8
+
+
+class ResidualBlock(nn.Module):
+    """Two 3 × 3 convolutions that wrap around, beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1):
+        super().__init__()
+        self.branch = nn.Sequential(
+            _convolution(inputs, outputs, 3, stride),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            _convolution(outputs, outputs, 3),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            pooled, projected = nn.AvgPool2d(stride), nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(pooled, projected, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of branch and shortcut, rectified."""
+        return torch.relu(self.branch(x) + self.shortcut(x))
+
+
+def _convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, padding_mode="circular", bias=False)
+
+
+def _check_grid(name: str, grid: tuple[int, int], multiple: int) -> None:
+    if len(grid) != 2 or any(points < multiple or points % multiple for points in grid):
+        raise ValueError(f"the `{name}` encoder needs a grid of multiples of {multiple} points, got {tuple(grid)}.")
+
+
+def paper_circular(channels: int = 1, grid: tuple[int, int] = (32, 32)) -> PaperNetwork:
+    """Return the published network with convolutions that wrap around."""
+    return PaperNetwork(channels, grid, padding_mode="circular")
+
+
+NETWORKS = {"paper": PaperNetwork, "paper-circular": paper_circular, "light": LightNetwork}
+
+
+def make_network(name: str, channels: int = 1, grid: Sequence[int] = (32, 32)) -> nn.Module:
+    """Build a preset, or the network of a user's own factory.
+
+    Args:
+        name: a name of `NETWORKS`, or `"module:factory"`; modules are looked up in the working directory too.
+        channels: of a cell.
+        grid: number of points along the two lattice vectors.
+
+    Returns:
+        A module from `(batch, channel, x, y)` to `(batch, features)`.
+
+    Raises:
+        ValueError: if there is no such preset or factory, or the grid does not suit it.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name](channels, tuple(grid))
+    module, _, factory = name.partition(":")
+    if not factory:
+        raise ValueError(f"unknown encoder {name!r}; there are {', '.join(NETWORKS)}, or your own as `module:factory`.")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module), factory)(channels, tuple(grid))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no encoder {name!r}: {error}.") from error
+
+
+class Encoder(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tags=["photonic-crystals", "essl"]):
+    """A network with the standardisation of its input; saved by `save_pretrained` as safetensors and JSON.
+
+    Args:
+        name: of the network: one of `NETWORKS`, or what a network of your own is to be called.
+        channels: of a cell.
+        grid: number of points along the two lattice vectors.
+        permittivity_range: values of ε that the network sees as 0 and 1.
+        network: the network itself where it is not one of the presets. Its weights are saved, its code is not: it has
+            to be given again to `from_pretrained`.
+
+    Attributes:
+        features: number of features in the representation.
+    """
+
+    def __init__(
+        self,
+        name: str = "light",
+        channels: int = 1,
+        grid: Sequence[int] = (32, 32),
+        permittivity_range: Sequence[float] = PERMITTIVITY_RANGE,
+        network: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.name, self.channels, self.grid = name, channels, tuple(grid)
+        self.lowest, self.highest = permittivity_range
+        if network is None and name not in NETWORKS:
+            raise ValueError(f"the network of the encoder {name!r} is not a preset, and has to be given.")
+        self.network = NETWORKS[name](channels, self.grid) if network is None else network
+        self.features = self._features()
+
+    @classmethod
+    def of(cls, name: str, channels: int = 1, grid: Sequence[int] = (32, 32)) -> "Encoder":
+        """Build an encoder with new weights; `name` is as for `make_network`."""
+        return cls(name, channels, grid, network=None if name in NETWORKS else make_network(name, channels, grid))
+
+    def forward(self, epsilon: Tensor) -> Tensor:
+        """Return the representation of each cell.
+
+        Args:
+            epsilon: relative permittivity, shape `(batch, channel, x, y)`.
+
+        Returns:
+            Shape `(batch, features)`.
+        """
+        return self.network((epsilon - self.lowest) / (self.highest - self.lowest))
+
+    def _features(self) -> int:
+        training = self.network.training
+        with torch.no_grad():
+            representation = self.network.eval()(torch.zeros(2, self.channels, *self.grid))
+        self.network.train(training)
+        if representation.ndim != 2:
+            raise ValueError(
+                f"the encoder `{self.name}` must return (batch, features), got {tuple(representation.shape)}."
+            )
+        return representation.shape[1]
+
+
+def load_folder(kind: type[nn.Module], path: str | Path, network: nn.Module | None = None) -> nn.Module:
+    """Load a model that was saved to a folder; nothing is unpickled, and no code that the folder names is run.
+
+    Args:
+        kind: `Encoder` or `Regressor`.
+        path: the folder.
+        network: the network of the encoder, where it is not one of the presets.
+
+    Returns:
+        The model on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no model in it.
+        ValueError: if the model there is of another kind or architecture.
+    """
+    folder, noun = Path(path), kind.__name__.lower()
+    for file in ("config.json", "model.safetensors"):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}.")
+    settings = json.loads((folder / "config.json").read_text())
+    if set(settings) | {"network"} != set(inspect.signature(kind).parameters):
+        raise ValueError(f"{path} holds no {noun}: its settings are {', '.join(settings)}.")
+    model = kind(**{**settings, "network": network})
+    try:
+        load_model(model, folder / "model.safetensors")
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} holds a {noun} of another architecture, or is damaged: {error}") from error
+    return model.eval()
+
+
+def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:
+    """Return linear layers of these widths with ReLU between; each may have a BatchNorm of its own before it.
+
+    Args:
+        widths: of the input, each hidden layer and the output.
+        normalise: whether hidden layers are batch-normalised.
+    """
+    layers = []
+    for inputs, outputs in itertools.pairwise(widths[:-1]):
+        layers += [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if normalise else []), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))

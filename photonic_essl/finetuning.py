@@ -1,0 +1,296 @@
+"""Fine-tuning: a regressor of the density of states from a few labelled cells."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from photonic_essl.data import Cells, load_cells
+from photonic_essl.encoders import NETWORKS, Encoder, load_folder, make_network
+from photonic_essl.metrics import relative_error
+from photonic_essl.recipes import load_recipe, overridden
+from photonic_essl.regression import Regressor, load_regressor
+from photonic_essl.runs import Run
+from photonic_essl.symmetry import TransformGroup, group, published_groups
+from photonic_essl.training import SeededModule, derived_seed, fit
+
+VALIDATION_CELLS = 500
+"""At most this many cells of the labelled file are kept for validation."""
+
+ROUNDS = 100
+"""At most this many times the model is validated in a run."""
+
+_INITIALISATION, _LABELS = 2, 3
+
+
+def finetune(
+    data: str | Path,
+    out: str | Path,
+    *,
+    labels: int,
+    pretrained: str | Path | None = None,
+    validation: str | Path | None = None,
+    recipe: str = "supervised",
+    encoder: str | None = None,
+    family: str | None = None,
+    invariance: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    seed: int = 0,
+    label_seed: int = 0,
+    device: str = "auto",
+    precision: str | None = None,
+    compile: bool = False,
+    progress: bool = True,
+) -> Regressor:
+    """Train a regressor of the density of states on a few labelled cells, and save it as a folder.
+
+    The whole network is trained. What is kept is the model of the epoch with the lowest error on validation cells,
+    which are never trained on. A run that was stopped goes on when it is started again with the same settings.
+
+    Args:
+        data: labelled dataset file.
+        out: folder to write: the model, its settings, logs and checkpoint.
+        labels: number of cells to train on. Those of a smaller number are among those of a larger one.
+        pretrained: folder of a pre-trained encoder; without it the encoder starts from new weights.
+        validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on (500 at
+            most, the same whatever the number of labels as long as that leaves so many).
+        recipe: name of a recipe with settings for regression. What follows overrides it.
+        encoder: light, paper or paper-circular, or your own as `module:factory`; that of `pretrained` where given.
+        family: whose published invariance group to use: blob or gpm; that of the data where not given.
+        invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`.
+        epochs: passes over the training cells.
+        batch_size: cells in a batch.
+        optimizer: adam or sgd.
+        learning_rate: at the start.
+        weight_decay: added to the gradient.
+        seed: of the initial weights, the shuffling and the augmentation.
+        label_seed: of the draw of the cells to train on.
+        device: cpu, gpu, or auto: a GPU if there is one.
+        precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
+        compile: whether to compile the network with torch.compile.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The regressor, on the CPU.
+
+    Raises:
+        FileNotFoundError: if a file or folder is missing.
+        ValueError: if a file is unlabelled or has too few labels, a setting is unknown or out of range, or the folder
+            holds another run.
+        DivergenceError: if the loss stops being finite.
+    """
+    cells = load_cells(data, labelled=True)
+    others = None if validation is None else load_cells(validation, labelled=True)
+    trained_on, validated_on = split(cells, labels, label_seed, others)
+    pretrained_encoder = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
+    name = pretrained_encoder.name if pretrained_encoder else encoder or "light"
+    settings = overridden(
+        load_recipe(recipe, name),
+        epochs=epochs,
+        minimum_steps=None if epochs is None else 0,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
+    augmentation = augmentation_group(cells, family, invariance)
+    run = Run(
+        out,
+        "finetune",
+        {
+            "recipe": recipe,
+            "encoder": name,
+            **settings,
+            "invariance": augmentation.name,
+            "labels": labels,
+            "label_seed": label_seed,
+            "seed": seed,
+            "data": cells.fingerprint,
+            "validation": others and others.fingerprint,
+            "pretrained": pretrained_encoder and weights_fingerprint(pretrained_encoder),
+            "precision": precision,
+        },
+    )
+    network = None if name in NETWORKS else make_network(name, 1, cells.grid)
+    if run.finished:
+        print(f"{out} holds this run, finished; nothing was changed.")
+        return load_regressor(out, network)
+    regressor = new_regressor(name, cells.grid, settings["head"], network, seed)
+    if pretrained_encoder:
+        regressor.encoder.load_state_dict(pretrained_encoder.state_dict())
+    if compile:
+        regressor.compile()
+    module = FineTuning(regressor, trained_on, augmentation, settings, seed)
+    best = BestOnValidation(validated_on)
+    run.begin_sitting(data=str(data), pretrained=pretrained and str(pretrained))
+    fit(module, run, callbacks=[best], device=device, precision=precision, progress=progress)
+    regressor.load_state_dict(best.weights)
+    regressor.cpu().eval().save_pretrained(out)
+    run.finish(steps=module.global_step, validation_relative_error=best.error, best_epoch=best.epoch * module.passes)
+    print(
+        f"Regressor written to {out}: {100 * best.error:.2f} % relative error on {len(validated_on)} validation cells "
+        f"({run.record['seconds']:.0f} s)."
+    )
+    return regressor
+
+
+def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | None = None) -> tuple[Cells, Cells]:
+    """Draw the cells to train on, and those to validate on.
+
+    Args:
+        cells: all labelled cells.
+        labels: how many to train on; those of a smaller number are among those of a larger one.
+        label_seed: of the draw.
+        validation: cells to validate on; others of `cells` where not given, 500 at most.
+
+    Returns:
+        Cells to train on, cells to validate on; they share none.
+
+    Raises:
+        ValueError: if `labels` is less than 1, more than there are, or leaves none to validate on.
+    """
+    if not 1 <= labels <= len(cells):
+        raise ValueError(f"`labels` must be from 1 to the {len(cells)} labelled cells there are, got {labels}.")
+    order = np.random.default_rng(derived_seed(label_seed, _LABELS)).permutation(len(cells))
+    if validation is None:
+        if labels == len(cells):
+            raise ValueError(
+                f"`labels` {labels} leaves none of the {len(cells)} labelled cells to validate on; ask for fewer, or "
+                "give a validation file."
+            )
+        validation = cells.subset(order[max(labels, len(cells) - VALIDATION_CELLS) :])
+    return cells.subset(order[:labels]), validation
+
+
+def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder:
+    """Load a pre-trained encoder, and check that it is the one asked for and fits the cells.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is another one, or was trained on another grid.
+    """
+    own = name is not None and name not in NETWORKS
+    encoder = load_folder(Encoder, path, make_network(name, 1, cells.grid) if own else None)
+    if name not in (None, encoder.name):
+        raise ValueError(f"{path} holds the encoder `{encoder.name}`, not `{name}`.")
+    if encoder.grid != cells.grid:
+        raise ValueError(f"{path} holds an encoder of a {encoder.grid} grid, the cells have {cells.grid}.")
+    return encoder
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """Return a hash of a module's weights, the same for equal weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def augmentation_group(cells: Cells, family: str | None = None, invariance: str | None = None) -> TransformGroup:
+    """Return the group that augments training cells: the named one, or the published one of the family.
+
+    Raises:
+        ValueError: if nothing was published for the family, or the group does not fit the cells.
+    """
+    chosen = group(invariance) if invariance else published_groups(family or cells.attributes["family"])[0]
+    chosen.check_fits(cells.grid, cells.lattice)
+    return chosen
+
+
+def new_regressor(
+    encoder: str, grid: tuple[int, int], head: Sequence[int], network: nn.Module | None, seed: int
+) -> Regressor:
+    """Build a regressor whose new weights follow from the seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(derived_seed(seed, _INITIALISATION))
+        return Regressor(encoder, grid=grid, head=head, network=network)
+
+
+class FineTuning(SeededModule):
+    """One step of regression: mean squared error of the difference from the empty lattice, of augmented cells.
+
+    An epoch here is as many passes over the cells as keep the number of validations at or below `ROUNDS`.
+
+    Args:
+        regressor: what to train.
+        cells: labelled cells to train on.
+        augmentation: group whose random elements are applied to the cells.
+        settings: a recipe's.
+        seed: of shuffling and augmentation.
+    """
+
+    def __init__(
+        self,
+        regressor: Regressor,
+        cells: Cells,
+        augmentation: TransformGroup,
+        settings: Mapping[str, Any],
+        seed: int = 0,
+    ):
+        steps = -(-len(cells) // settings["batch_size"])
+        epochs = max(settings["epochs"], -(-settings["minimum_steps"] // steps))
+        passes = -(-epochs // ROUNDS)
+        super().__init__(
+            samples=len(cells),
+            seed=seed,
+            epochs=-(-epochs // passes),
+            passes=passes,
+            whole_batches=False,
+            **{name: settings[name] for name in ("batch_size", "optimizer", "learning_rate", "weight_decay", "cosine")},
+        )
+        self.regressor, self.augmentation = regressor, augmentation
+        self.cells, self.dos = cells.epsilon, cells.dos
+
+    def on_fit_start(self) -> None:
+        """Move all cells to the device, where they stay."""
+        self.cells, self.dos = self.cells.to(self.device), self.dos.to(self.device)
+
+    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss of the batch."""
+        cells = self.augmentation.sample(self.cells[rows], generator)
+        wanted = self.dos[rows] - self.regressor.empty_lattice
+        return {"loss": functional.mse_loss(self.regressor.difference(cells).float(), wanted)}
+
+
+class BestOnValidation(lightning.Callback):
+    """Keeps the weights of the epoch with the lowest relative error on validation cells.
+
+    Args:
+        cells: labelled cells that are not trained on.
+
+    Attributes:
+        error: the lowest relative error so far.
+        epoch: when it was reached, in epochs of the module from 1.
+        weights: of the regressor then.
+    """
+
+    def __init__(self, cells: Cells):
+        self.cells = cells
+        self.error, self.epoch, self.weights = float("inf"), 0, {}
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: FineTuning) -> None:
+        """Validate, and keep the weights if they are better than any before."""
+        module.check_finite()
+        error = relative_error(module.regressor.predicted(self.cells.epsilon), self.cells.dos)
+        module.report(validation_relative_error=error)
+        if error < self.error:
+            weights = {name: value.detach().cpu().clone() for name, value in module.regressor.state_dict().items()}
+            self.error, self.epoch, self.weights = error, trainer.current_epoch + 1, weights
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a stop."""
+        return {"error": self.error, "epoch": self.epoch, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what survived a stop."""
+        self.error, self.epoch, self.weights = state["error"], state["epoch"], state["weights"]

@@ -1,0 +1,366 @@
+"""Self-supervised pre-training of an encoder on unlabelled cells: E-SSL and what it is compared with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from sklearn.linear_model import RidgeCV
+from torch import Tensor, nn
+
+from photonic_essl.data import Cells, load_cells
+from photonic_essl.distributed import gathered, own_part
+from photonic_essl.encoders import NETWORKS, Encoder, load_folder, make_network, multilayer
+from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, Prediction
+from photonic_essl.recipes import load_recipe, overridden
+from photonic_essl.runs import Run
+from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
+from photonic_essl.training import SeededModule, derived_seed, fit
+
+ROLES = ("predicted", "invariance", "unused")
+_INITIALISATION = 2
+
+
+def pretrain(
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str = "e-simclr",
+    encoder: str = "light",
+    family: str | None = None,
+    invariance: str | None = None,
+    equivariance: str | None = None,
+    prediction: str | None = None,
+    weight: float | None = None,
+    temperature: float | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    optimizer: str | None = None,
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
+    seed: int = 0,
+    probe: str | Path | None = None,
+    probe_every: int = 5,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str | None = None,
+    compile: bool = False,
+    progress: bool = True,
+) -> Encoder:
+    """Pre-train an encoder on unlabelled cells, and save it as a folder.
+
+    A run that was stopped goes on from its last checkpoint when it is started again with the same settings, and ends
+    with the weights that it would have had without the stop.
+
+    Args:
+        data: dataset file; labels, if it has any, are not looked at.
+        out: folder to write: the encoder, its settings, logs and checkpoint.
+        recipe: name of a recipe: simclr, simclr+t, e-simclr, e-simsiam or e-barlow. What follows overrides it.
+        encoder: light, paper or paper-circular, or your own as `module:factory`.
+        family: whose published groups to use: blob or gpm; that of the data where not given.
+        invariance: group whose transformations make the views, such as `"mirrors * quarter-turns"`.
+        equivariance: group whose elements are predicted (or added to the views by `simclr+t`).
+        prediction: task: absolute, relative or continuous.
+        weight: of the prediction loss.
+        temperature: of SimCLR.
+        epochs: passes over the data.
+        batch_size: cells in a batch, over all devices together.
+        optimizer: adam or sgd.
+        learning_rate: at the start; it falls to zero by half a cosine.
+        weight_decay: added to the gradient.
+        seed: of the initial weights, the shuffling and the transformations.
+        probe: labelled validation file; every few epochs a ridge regression of its densities of states from the frozen
+            representation says how good that is (fitted to one half of the cells, scored on the other).
+        probe_every: epochs between probes.
+        device: cpu, gpu, or auto: a GPU if there is one.
+        devices: number of devices, each with a process of its own.
+        precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
+        compile: whether to compile the encoder with torch.compile.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The trained encoder, on the CPU.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a setting is unknown or out of range, a group does not fit the cells, the encoder cannot tell
+            apart what it is to predict, or the folder holds another run.
+        DivergenceError: if the loss stops being finite.
+    """
+    cells, probed = load_cells(data), None if probe is None else load_cells(probe, labelled=True)
+    settings = overridden(
+        load_recipe(recipe, encoder),
+        prediction=prediction,
+        weight=weight,
+        temperature=temperature,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+    )
+    if "transformation" not in settings:
+        raise ValueError(f"the recipe {recipe!r} has no pre-training; give its labels to finetune.")
+    groups = named_groups(cells, settings["transformation"], family, invariance, equivariance)
+    run = Run(
+        out,
+        "pretrain",
+        {
+            "recipe": recipe,
+            "encoder": encoder,
+            **settings,
+            "invariance": groups[0].name,
+            "equivariance": groups[1].name,
+            "seed": seed,
+            "data": cells.fingerprint,
+            "probe": probed and probed.fingerprint,
+            "probe_every": probe_every,
+            "devices": devices,
+            "precision": precision,
+        },
+    )
+    if run.finished:
+        print(f"{out} holds this run, finished; nothing was changed.")
+        return load_folder(Encoder, out, None if encoder in NETWORKS else make_network(encoder, 1, cells.grid))
+    module = Pretraining(cells, encoder, settings, groups, seed)
+    if compile:
+        module.encoder.compile()
+    probes = [Probe(probed, probe_every)] if probed else []
+    run.begin_sitting(data=str(data))
+    fit(module, run, callbacks=probes, device=device, devices=devices, precision=precision, progress=progress)
+    if module.global_rank == 0:
+        trained = module.encoder.cpu().eval()
+        trained.save_pretrained(out)
+        run.finish(
+            steps=module.global_step, **{name: value for callback in probes for name, value in callback.last.items()}
+        )
+        print(f"Pre-trained encoder written to {out} ({run.record['seconds']:.0f} s).")
+    return module.encoder.cpu().eval()
+
+
+def named_groups(
+    cells: Cells,
+    transformation: str,
+    family: str | None = None,
+    invariance: str | None = None,
+    equivariance: str | None = None,
+) -> tuple[TransformGroup, TransformGroup]:
+    """Return the group that makes the views, and the group whose elements are predicted.
+
+    Args:
+        cells: what the groups must fit, and whose family has the published groups.
+        transformation: the role of the equivariance group: `"predicted"`, `"invariance"` (added to the views) or
+            `"unused"`.
+        family: whose published groups to use in place of the data's.
+        invariance: group in place of the published one.
+        equivariance: the same.
+
+    Returns:
+        The two groups; the second is the identity where nothing is predicted.
+
+    Raises:
+        ValueError: if nothing was published for the family and groups are not named, or a group does not fit.
+    """
+    if transformation not in ROLES:
+        raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
+    groups = [None if name is None else group(name) for name in (invariance, equivariance)]
+    if None in groups:
+        published = published_groups(family or cells.attributes.get("family", "unknown"))
+        groups = [named or default for named, default in zip(groups, published)]
+    for chosen in groups:
+        chosen.check_fits(cells.grid, cells.lattice)
+    views, asked = groups
+    if transformation == "invariance":
+        views = views * asked
+    return views, asked if transformation == "predicted" else identity()
+
+
+class Pretraining(SeededModule):
+    """One step of E-SSL: two views of each cell, transformed copies of it, and the losses of both.
+
+    Args:
+        cells: the unlabelled cells.
+        encoder: name of the encoder, as for `pretrain`.
+        settings: a recipe's.
+        groups: what makes the views, and what is predicted (the identity: nothing is).
+        seed: of everything that is random.
+
+    Raises:
+        ValueError: if the encoder cannot tell apart what it is to predict, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        encoder: str,
+        settings: Mapping[str, Any],
+        groups: tuple[TransformGroup, TransformGroup],
+        seed: int = 0,
+    ):
+        super().__init__(
+            samples=len(cells),
+            seed=seed,
+            **{
+                name: settings[name]
+                for name in ("batch_size", "epochs", "optimizer", "learning_rate", "weight_decay", "momentum")
+            },
+        )
+        if settings["batch_size"] < 2:
+            raise ValueError(
+                f"`batch_size` must be at least 2 (a cell is compared with others), got {settings['batch_size']}."
+            )
+        self.cells = cells.epsilon
+        self.views, predicted = groups
+        grid = cells.grid
+        task = None
+        if predicted.order(grid) > 1:
+            task = PREDICTION_TASKS[settings["prediction"]](predicted, grid)
+        self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
+        with torch.random.fork_rng():
+            torch.manual_seed(derived_seed(seed, _INITIALISATION))
+            self.encoder = Encoder.of(encoder, cells.epsilon.shape[1], grid)
+            self._make_heads(settings)
+        if task:
+            check_can_tell_apart(self.encoder, predicted, cells.epsilon[:8])
+
+    def _make_heads(self, settings: Mapping[str, Any]) -> None:
+        features, objective = self.encoder.features, self.objective
+        self.projector = multilayer([features, *settings["projector"]], normalise=True)
+        self.predictor = self.classifier = None
+        if objective.invariance.needs_predictor:
+            width = settings["projector"][-1]
+            self.predictor = multilayer([width, width // 4, width], normalise=True)
+        if objective.prediction:
+            widths = [objective.prediction.seen * features, *settings["classifier"], objective.prediction.outputs]
+            self.classifier = multilayer(widths, normalise=True)
+
+    def on_fit_start(self) -> None:
+        """Move all cells to the device, where they stay."""
+        self.cells = self.cells.to(self.device)
+
+    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the loss of the batch, and its parts."""
+        part = own_part(len(rows))
+        cells = self.cells[rows[part]]
+        invariance = self._invariance_loss(cells, generator, part, len(rows))
+        if not self.objective.prediction:
+            return {"loss": self.objective(invariance, None)}
+        answer = self._prediction(cells, generator, part, len(rows))
+        return {
+            "loss": self.objective(invariance, answer.loss),
+            "invariance_loss": invariance,
+            "prediction_loss": answer.loss,
+            "prediction_accuracy": answer.accuracy,
+        }
+
+    def _invariance_loss(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Tensor:
+        grid = tuple(cells.shape[2:])
+        views = [self.views.apply(cells, self.views.draw(total, grid, generator, cells.device)[part]) for _ in range(2)]
+        projections = self.projector(self.encoder(torch.cat(views)))
+        seen = [projections]
+        if self.predictor:
+            seen.append(self.predictor(projections))
+        with torch.autocast(cells.device.type, enabled=False):
+            return self.objective.invariance(*([gathered(v) for v in both.float().chunk(2)] for both in seen))
+
+    def _prediction(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Prediction:
+        question = self.objective.prediction.ask(cells, generator, part.start, total)
+        representation = self.encoder(question.cells)
+        outputs = self.classifier(representation[question.rows].flatten(1))
+        with torch.autocast(cells.device.type, enabled=False):
+            return self.objective.prediction(outputs.float(), question.target)
+
+
+def _invariance(settings: Mapping[str, Any]) -> nn.Module:
+    options = {"temperature": settings["temperature"]} if settings["objective"] == "simclr" else {}
+    return INVARIANCE_OBJECTIVES[settings["objective"]](**options)
+
+
+def check_can_tell_apart(encoder: Encoder, asked: TransformGroup, cells: Tensor, tolerance: float = 1e-4) -> None:
+    """Refuse an encoder that gives all transformed copies of a cell one representation.
+
+    Args:
+        encoder: with the weights it starts from.
+        asked: the group whose elements are to be predicted.
+        cells: a few cells, shape `(batch, channel, x, y)`, different from each other.
+        tolerance: by how much of the spread between cells the copies of one must differ.
+
+    Raises:
+        ValueError: naming the encoder and the group.
+    """
+    training = encoder.training
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        plain = encoder.eval()(cells)
+        moved = [encoder(asked.sample(cells, generator)) for _ in range(4)]
+    encoder.train(training)
+    spread = (plain - plain.mean(0)).abs().max()
+    if max((copy - plain).abs().max() for copy in moved) <= tolerance * spread:
+        raise ValueError(
+            f"the encoder `{encoder.name}` is invariant by construction to `{asked.name}`: it can only guess which "
+            "element was applied. Predict another group, or take an encoder that keeps the layout of the cell."
+        )
+
+
+class Probe(lightning.Callback):
+    """How good the representation is so far: ridge regression of the density of states from it, frozen.
+
+    Args:
+        cells: labelled cells; the first half is fitted, the second scored.
+        every: epochs between probes; the last epoch is always probed.
+
+    Attributes:
+        last: the latest error, by name.
+    """
+
+    def __init__(self, cells: Cells, every: int):
+        if every < 1:
+            raise ValueError(f"`probe_every` must be at least 1, got {every}.")
+        if len(cells) < 4:
+            raise ValueError(f"a probe needs at least 4 labelled cells, got {len(cells)}.")
+        self.cells, self.every = cells, every
+        self.last: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: Pretraining) -> None:
+        """Score the representation, and log the error."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            self.last = {"probe_relative_error": probe_error(module.encoder, self.cells)}
+            module.report(**self.last)
+
+
+def probe_error(encoder: Encoder, cells: Cells) -> float:
+    """Return the relative error of a ridge regression from the frozen representation, as a fraction.
+
+    Args:
+        encoder: on any device.
+        cells: labelled cells; the first half is fitted, the second scored.
+    """
+    features = representations(encoder, cells.epsilon)
+    half = len(cells) // 2
+    mean, deviation = features[:half].mean(0), features[:half].std(0) + 1e-6
+    features = (features - mean) / deviation
+    difference = cells.dos.numpy() - empty_lattice()[: cells.dos.shape[1]]
+    ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features[:half], difference[:half])
+    return relative_error(
+        ridge.predict(features[half:]) - difference[half:] + cells.dos[half:].numpy(), cells.dos[half:]
+    )
+
+
+def representations(encoder: nn.Module, epsilon: Tensor, batch_size: int = 512) -> np.ndarray:
+    """Return the representations of cells by a frozen encoder, shape `(sample, features)`, float64.
+
+    Args:
+        encoder: on any device; its mode is put back.
+        epsilon: shape `(sample, channel, x, y)`.
+        batch_size: cells at a time.
+    """
+    training, device = encoder.training, next(encoder.parameters()).device
+    encoder.eval()
+    with torch.no_grad():
+        parts = [encoder(batch.to(device)).double().cpu() for batch in epsilon.split(batch_size)]
+    encoder.train(training)
+    return torch.cat(parts).numpy()

@@ -1,0 +1,120 @@
+"""The folder of a run: what was asked, on which machine, what it cost, and whether it is finished."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
+
+
+class Run:
+    """A run in a folder, new or continued; its record is `run.json`.
+
+    Args:
+        folder: where everything of the run is written.
+        command: what the run does: `"pretrain"` or `"finetune"`.
+        settings: everything that the result depends on, as JSON can hold it.
+
+    Attributes:
+        folder: as given.
+        record: what `run.json` holds.
+
+    Raises:
+        ValueError: if the folder holds a run with other settings, or files that are no run.
+    """
+
+    def __init__(self, folder: str | Path, command: str, settings: Mapping[str, Any]):
+        self.folder = Path(folder)
+        self.record_file = self.folder / "run.json"
+        asked = json.loads(json.dumps({"command": command, "settings": dict(settings)}))
+        if self.record_file.exists():
+            self.record = json.loads(self.record_file.read_text())
+            _check_same(self.folder, self.record, asked)
+        else:
+            if self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
+                raise ValueError(f"{self.folder} exists and is not the folder of a run; choose another.")
+            self.record = {**asked, "finished": False, "seconds": 0.0, "sittings": []}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.record["finished"]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the run's checkpoint is, if it has one yet."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics(self) -> list[Path]:
+        """The CSV logs of each sitting so far, in order."""
+        return sorted(self.folder.glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
+
+    def begin_sitting(self, **facts: Any) -> None:
+        """Note the start of some uninterrupted work, and facts about where it is done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._started = time.monotonic()
+        self._seconds_before = self.record["seconds"]
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.record["sittings"].append({"started": now, **environment(), **facts})
+        self.write()
+
+    def write(self) -> None:
+        """Write the record; a reader sees the old one or the new one, never half of either."""
+        if hasattr(self, "_started"):
+            self.record["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
+        written = self.record_file.with_suffix(".part")
+        written.write_text(json.dumps(self.record, indent=2) + "\n")
+        os.replace(written, self.record_file)
+
+    def finish(self, **results: Any) -> None:
+        """Note the end of the run, and what came out."""
+        self.record |= {"finished": True, "results": results}
+        self.write()
+
+
+def _check_same(folder: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if record["command"] != asked["command"]:
+        raise ValueError(f"{folder} holds a run of `{record['command']}`, not of `{asked['command']}`.")
+    there, here = record["settings"], asked["settings"]
+    different = sorted(key for key in {*there, *here} if there.get(key) != here.get(key))
+    if different:
+        shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} asked" for key in different)
+        raise ValueError(f"{folder} holds a run with other settings ({shown}); choose another folder.")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, commit and hardware, as JSON can hold them."""
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
+        "commit": _commit(),
+        "hardware": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the package's own repository, None where it was installed without one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -1,0 +1,334 @@
+"""What pre-training and fine-tuning share: seeded batches, checkpoints, resuming, logs, and the Lightning trainer.
+
+Every random number of a run follows from its seed and the number of the step (or epoch) it is needed in. Nothing else
+has to be remembered for a run to go on after it was killed and end with the same weights.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor
+from tqdm import tqdm
+
+from photonic_essl.distributed import with_global_batch_norm
+from photonic_essl.runs import Run
+
+DEVICES = ("auto", "cpu", "gpu")
+OPTIMIZERS = ("adam", "sgd")
+STEPS_BETWEEN_LOGS = 20
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+_SHUFFLE, _STEP = 0, 1
+
+
+class DivergenceError(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+def derived_seed(*parts: int) -> int:
+    """Return a seed below 2⁶³ that follows from the parts and is unrelated to that of any other parts."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class SeededModule(lightning.LightningModule):
+    """A Lightning module whose data lie in memory and whose randomness follows from a seed and the step.
+
+    Subclasses give `losses(rows, generator)`. An epoch is `passes` passes over the cells, each shuffled anew.
+
+    Args:
+        samples: number of cells to draw batches from.
+        batch_size: cells in a batch, over all processes together.
+        seed: of shuffling and transformations.
+        passes: over the cells in an epoch.
+        whole_batches: leave out the remainder that does not fill a batch; otherwise batches are made equally large,
+            and at most `batch_size`.
+        optimizer: `"adam"` or `"sgd"`.
+        learning_rate: at the start; it falls to 0 by half a cosine over `epochs`, or stays where `cosine` is False.
+        weight_decay: of the optimizer (added to the gradient, not decoupled).
+        momentum: of SGD.
+        epochs: number of epochs of the whole run.
+        cosine: whether the learning rate falls.
+
+    Raises:
+        ValueError: if a number is out of its range, or the cells do not fill a batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        epochs: int,
+        optimizer: str,
+        learning_rate: float,
+        weight_decay: float,
+        momentum: float = 0.9,
+        passes: int = 1,
+        whole_batches: bool = True,
+        cosine: bool = True,
+    ):
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("epochs", epochs)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
+        if not learning_rate > 0 or not weight_decay >= 0:
+            raise ValueError(
+                f"`learning_rate` must be positive and `weight_decay` not negative, "
+                f"got {learning_rate} and {weight_decay}."
+            )
+        if whole_batches and samples < batch_size:
+            raise ValueError(f"`batch_size` {batch_size} is larger than the {samples} cells there are.")
+        self.samples, self.seed, self.epochs, self.passes = samples, seed, epochs, passes
+        self.batches_per_pass = samples // batch_size if whole_batches else -(-samples // batch_size)
+        self.batch_size = batch_size if whole_batches else 0
+        self.optimizer_settings = (optimizer, learning_rate, weight_decay, momentum)
+        self.cosine = cosine
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._generator: torch.Generator | None = None
+        self._first_bad_step: Tensor | None = None
+        self.reported: dict[str, float] = {}
+
+    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the `loss` of a batch and what else is to be reported, scalars by name.
+
+        Args:
+            rows: numbers of the cells of the batch, all processes' together.
+            generator: source of random numbers, on the module's device.
+        """
+        raise NotImplementedError
+
+    def report(self, **values: float) -> None:
+        """Show values beside the progress bar, and write them to the logs."""
+        self.reported |= values
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.global_step)
+
+    def train_dataloader(self) -> Sequence[int]:
+        """Return the numbers of an epoch's batches."""
+        return range(self.batches_per_pass * self.passes)
+
+    def training_step(self, batch: int, batch_index: int) -> Tensor:
+        """Return the loss of a batch, given its number within the epoch."""
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+        # Dropout and the like, in a network of the user's, draw from torch's own generator.
+        torch.manual_seed(derived_seed(self.seed, _STEP, self.global_step))
+        self._generator.manual_seed(derived_seed(self.seed, _STEP, self.global_step))
+        losses = self.losses(self.rows(batch), self._generator)
+        self._watch(losses["loss"].detach())
+        if self.global_step % STEPS_BETWEEN_LOGS == 0:
+            self.check_finite()
+            self.report(**{name: value.item() for name, value in losses.items()})
+        return losses["loss"]
+
+    def rows(self, batch: int) -> Tensor:
+        """Return the numbers of the cells in a batch of the current epoch."""
+        number, part = divmod(batch, self.batches_per_pass)
+        number += self.current_epoch * self.passes
+        if self._order[0] != number:
+            generator = torch.Generator().manual_seed(derived_seed(self.seed, _SHUFFLE, number))
+            self._order = (number, torch.randperm(self.samples, generator=generator).to(self.device))
+        order = self._order[1]
+        if self.batch_size:
+            return order[part * self.batch_size : (part + 1) * self.batch_size]
+        return torch.tensor_split(order, self.batches_per_pass)[part]
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return the optimizer and its schedule."""
+        name, learning_rate, weight_decay, momentum = self.optimizer_settings
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if name == "sgd":
+            optimizer = torch.optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay)
+        else:
+            optimizer = torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay)
+        steps = self.epochs * len(self.train_dataloader())
+        factor = (lambda step: 0.5 + 0.5 * np.cos(np.pi * step / steps)) if self.cosine else (lambda step: 1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def check_finite(self) -> None:
+        """Stop the run if the loss of a step has not been finite.
+
+        Raises:
+            DivergenceError: naming the step.
+        """
+        step = -1 if self._first_bad_step is None else int(self._first_bad_step)
+        if step >= 0:
+            epoch = step // len(self.train_dataloader()) + 1
+            raise DivergenceError(
+                f"the loss is not finite at step {step} (epoch {epoch}); the last good checkpoint is kept. "
+                "Try a lower learning rate."
+            )
+
+    def _watch(self, loss: Tensor) -> None:
+        # Kept on the device, as asking whether the loss is finite at every step would make a GPU wait for it.
+        if self._first_bad_step is None:
+            self._first_bad_step = torch.tensor(-1, device=loss.device)
+        bad = ~torch.isfinite(loss) & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(bad, self.global_step, self._first_bad_step)
+
+
+class ProgressBar(lightning.Callback):
+    """One bar over all steps of the run, with what was reported last."""
+
+    def on_train_start(self, trainer: lightning.Trainer, module: SeededModule) -> None:
+        """Show the bar where the run begins or goes on."""
+        steps = module.epochs * len(module.train_dataloader())
+        # Into a file, a line every half minute is plenty.
+        interval = 0.5 if sys.stderr.isatty() else 30.0
+        self.bar = tqdm(total=steps, initial=trainer.global_step, unit="step", mininterval=interval, dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, module: SeededModule, *batch: Any) -> None:
+        """Advance by a step."""
+        self.bar.set_postfix({name: f"{value:.3g}" for name, value in module.reported.items()}, refresh=False)
+        self.bar.update()
+
+    def teardown(self, trainer: lightning.Trainer, module: SeededModule, stage: str) -> None:
+        """Leave the bar as it is."""
+        if hasattr(self, "bar"):
+            self.bar.close()
+
+
+class LastCheckpoint(lightning.Callback):
+    """Keeps the state after the latest epoch, written at most every few seconds, replaced in one go."""
+
+    def __init__(self, path: Path, seconds: float = SECONDS_BETWEEN_CHECKPOINTS):
+        self.path, self.seconds = path, seconds
+        self._written = -float("inf")
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
+        """Write the checkpoint if the last one is old enough, or the run is at its end."""
+        module.check_finite()
+        due = time.monotonic() - self._written >= self.seconds or trainer.current_epoch + 1 >= trainer.max_epochs
+        if trainer.strategy.broadcast(due):
+            part = self.path.with_suffix(".part")
+            trainer.save_checkpoint(part)
+            if trainer.is_global_zero:
+                os.replace(part, self.path)
+            self._written = time.monotonic()
+
+
+def fit(
+    module: SeededModule,
+    run: Run,
+    *,
+    callbacks: Sequence[lightning.Callback] = (),
+    device: str = "auto",
+    devices: int = 1,
+    precision: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Train a module to the end of its epochs, from the run's checkpoint where there is one.
+
+    Args:
+        module: what to train.
+        run: the run's folder.
+        callbacks: called before the checkpoint of an epoch is written.
+        device: `"cpu"`, `"gpu"`, or `"auto"`: a GPU if there is one.
+        devices: number of processes, one a device.
+        precision: a precision of Lightning; bfloat16 on a GPU and float32 otherwise where not given.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: if there is no such device.
+        DivergenceError: if the loss stops being finite.
+        KeyboardInterrupt: if the user stops the run.
+    """
+    device = resolved_device(device)
+    if precision is None:
+        precision = "bf16-mixed" if device == "gpu" else "32-true"
+    if devices > 1 and device == "cpu":
+        with_global_batch_norm(module)
+    with _quiet(), torch.random.fork_rng():
+        trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
+        with _interruptible(trainer):
+            trainer.fit(module, ckpt_path=run.checkpoint if run.checkpoint.exists() else None, weights_only=True)
+    module.check_finite()
+
+
+def _trainer(
+    module: SeededModule,
+    run: Run,
+    callbacks: Sequence[lightning.Callback],
+    device: str,
+    devices: int,
+    precision: str,
+    progress: bool,
+) -> lightning.Trainer:
+    number = str(len(run.metrics))
+    return lightning.Trainer(
+        accelerator=device,
+        devices=devices,
+        # The processes' buffers agree already, and the running statistics need not be sent around at every step.
+        strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
+        sync_batchnorm=devices > 1 and device == "gpu",
+        precision=precision,
+        max_epochs=module.epochs,
+        logger=[
+            CSVLogger(run.folder, "logs", number, flush_logs_every_n_steps=1),
+            TensorBoardLogger(run.folder, "tensorboard", number),
+        ],
+        callbacks=[*callbacks, *([ProgressBar()] if progress else []), LastCheckpoint(run.checkpoint)],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=run.folder,
+    )
+
+
+def resolved_device(device: str) -> str:
+    """Return `"cpu"` or `"gpu"` for one of `DEVICES`.
+
+    Raises:
+        ValueError: if it is not one of these, or a GPU is asked for that is not there.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"`device` must be one of {', '.join(DEVICES)}, got {device!r}.")
+    if device == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    if device == "gpu" and not torch.cuda.is_available():
+        raise ValueError("`device` is gpu, but torch finds no CUDA device here.")
+    return device
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what Lightning prints about the machine and itself."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: lightning.Trainer) -> Iterator[None]:
+    """Let Ctrl-C arrive as KeyboardInterrupt; Lightning makes it an exit and leaves the signal ignored."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
