@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -31,11 +31,12 @@ from data_gen.dataset import (
 from data_gen.dos import SMOOTHING, scaled_frequencies
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
+from data_gen.plane_groups import point_group
 from data_gen.shards import Chunk, Shards, open_shards
 from data_gen.solvers import solver_version
 from data_gen.solvers.contract import SolverError
 from data_gen.solvers.smoothing import block_mean
-from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, unit_cell_family
+from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
 from data_gen.workers import run_chunks
 
 CELLS_PER_CHUNK = {"mpb": 1, "rbme": 32, "unlabelled": 512}
@@ -51,10 +52,19 @@ class Plan:
     resolution: int
     keep_bands: bool
     labels: LabelSettings | None
+    plane_group: str | None = None
+    cutoff: int | None = None
+
+    @property
+    def unit_cells(self) -> UnitCellFamily:
+        """The family that the cells are drawn from."""
+        return unit_cell_family(self.family, self.plane_group, self.cutoff)
 
     def check(self) -> None:
         """Raise `ValueError` if a setting is out of its range."""
-        unit_cell_family(self.family)
+        family = self.unit_cells
+        if self.resolution % 2 and family.plane_group != "p1":
+            raise ValueError(f"`resolution` must be even for a family with symmetry, got {self.resolution}")
         for name, least in (("samples", 1), ("seed", 0), ("resolution", 4)):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
@@ -75,7 +85,7 @@ class Plan:
             names += ["dos", "dos_error", "covered_frequency"]
         if self.keep_bands:
             names += ["band_frequency", "group_velocity"]
-        parameters = unit_cell_family(self.family).parameters
+        parameters = self.unit_cells.parameters
         return {name: VARIABLES[name] for name in names} | {
             name: Variable(("sample", *parameter.dimensions), "f8", parameter.units, parameter.long_name)
             for name, parameter in parameters.items()
@@ -83,7 +93,7 @@ class Plan:
 
     def command(self) -> str:
         """Return the command that makes the file again, but for `--out`, so that a file is the same by any name."""
-        options = {"samples": self.samples, "seed": self.seed, "resolution": self.resolution}
+        options = {name: getattr(self, name) for name in ("plane_group", "cutoff", "samples", "seed", "resolution")}
         if self.labels is not None:
             options |= asdict(self.labels)
         words = ["data-gen", "generate", self.family]
@@ -101,6 +111,8 @@ def generate(
     out: Path,
     samples: int,
     seed: int = 0,
+    plane_group: str | None = None,
+    cutoff: int | None = None,
     solver: Literal["rbme", "mpb"] = "rbme",
     polarization: Literal["tm", "te"] = "tm",
     resolution: int = 32,
@@ -119,10 +131,13 @@ def generate(
     happened.
 
     Args:
-        family: family of cells: blob, gpm, p1 or rods.
+        family: family of cells: blob, gpm, p1, rods, or level-set for any plane group.
         out: file to write, netCDF-4/HDF5.
         samples: number of cells.
         seed: seed of the cells; cell i of a seed is always the same cell.
+        plane_group: for level-set: p1, p2, pm, pg, cm, p2mm, p2mg, p2gg, c2mm, p4, p4mm, p4gm, p3, p3m1, p31m, p6 or
+            p6mm.
+        cutoff: for level-set: largest |n| of the Fourier sum along each axis, 1 where not given.
         solver: rbme is fast, mpb the reference.
         polarization: tm (E along z) or te (H along z).
         resolution: pixels along each lattice vector.
@@ -143,7 +158,7 @@ def generate(
     if keep_bands and bands is None:
         bands = BANDS
     labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
-    plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels)
+    plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels, plane_group, cutoff)
     plan.check()
     if workers is not None and workers < 1:
         raise ValueError(f"`workers` must be at least 1, got {workers}")
@@ -162,10 +177,12 @@ def generate(
 
 def provenance(plan: Plan) -> dict[str, str | int | float | list[float]]:
     """Return the global attributes of the file: how it was made, and nothing of where or when."""
-    family = unit_cell_family(plan.family)
+    family = plan.unit_cells
     attributes = {
         "schema_version": SCHEMA_VERSION,
         "family": plan.family,
+        "plane_group": family.plane_group,
+        **({} if plan.cutoff is None else {"cutoff": plan.cutoff}),
         "samples": plan.samples,
         "seed": plan.seed,
         "resolution": plan.resolution,
@@ -183,7 +200,7 @@ def provenance(plan: Plan) -> dict[str, str | int | float | list[float]]:
 
 def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
     """Draw cells start … stop - 1 and label them; a cell that cannot be labelled is recorded with its error."""
-    family = unit_cell_family(plan.family)
+    family = plan.unit_cells
     cells = [family.draw(plan.seed, index, plan.resolution) for index in range(start, stop)]
     fine = torch.from_numpy(np.stack([cell.epsilon for cell in cells]))
     arrays = {
@@ -197,7 +214,12 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
         return arrays
     basis = basis_vectors(family.lattice)
     solve = functools.partial(
-        label_cells, basis=basis, resolution=plan.resolution, settings=plan.labels, keep_bands=plan.keep_bands
+        label_cells,
+        basis=basis,
+        resolution=plan.resolution,
+        settings=plan.labels,
+        point_group=point_group(family.plane_group),
+        keep_bands=plan.keep_bands,
     )
     try:
         return arrays | solve(fine)
@@ -209,8 +231,7 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
 
 def failed_cell(plan: Plan, index: int, message: str) -> dict[str, np.ndarray]:
     """Return the arrays of a cell that could not be labelled: its label is not a number."""
-    without_labels = Plan(plan.family, plan.samples, plan.seed, plan.resolution, False, None)
-    arrays = compute_chunk(without_labels, index, index + 1)
+    arrays = compute_chunk(replace(plan, labels=None, keep_bands=False), index, index + 1)
     arrays["status"][:] = STATUS_FAILED
     arrays["error_message"] = np.array([f"seed {plan.seed}, index {index}: {message}".encode()[:200]], dtype="S200")
     sizes = {"frequency": len(scaled_frequencies()), "axis": 2}

@@ -1,6 +1,8 @@
 """From permittivity to labels: bands, density of states, and how far that is from the k → ∞ limit."""
 
+import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,7 @@ from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.solvers import solver_module
 from data_gen.solvers.contract import POLARIZATIONS, Bands, SolverError, checked_cells
+from data_gen.solvers.equivalence import equivalence
 
 BANDS, MORE_BANDS = 10, 5
 # Grids that a label climbs, each with its coarser grid, which is every third wavevector of it and costs nothing.
@@ -45,6 +48,9 @@ class LabelSettings:
             raise ValueError(f"`bands` must be at least 1, got {self.bands}.")
         if not 1e-5 <= self.accuracy <= 0.1:
             raise ValueError(f"`accuracy` must be from 1e-5 to 0.1, got {self.accuracy}.")
+
+
+Solve = Callable[[torch.Tensor, int, int], Bands]
 
 
 class AccuracyError(SolverError):
@@ -110,18 +116,41 @@ def label(
 
 
 def label_cells(
-    cells: torch.Tensor, basis: np.ndarray, resolution: int | None, settings: LabelSettings, keep_bands: bool = False
+    cells: torch.Tensor,
+    basis: np.ndarray,
+    resolution: int | None,
+    settings: LabelSettings,
+    *,
+    point_group: np.ndarray | None = None,
+    keep_bands: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Return what `label` does as arrays, `(sample, …)`, and the bands on the full grid where they are to be kept."""
+    """Label a batch of cells.
+
+    Args:
+        cells: relative permittivity, shape `(sample, x, y)`.
+        basis: lattice vectors, shape `(2, 2)`, one a row.
+        resolution: pixels along x, where `cells` are finer by a whole factor.
+        settings: how.
+        point_group: operations on fractional coordinates that every cell has, `(operation, 2, 2)`: only wavevectors
+            that they do not make equivalent are solved.
+        keep_bands: whether to return the bands on the whole grid too; needs `settings.k_points`.
+
+    Returns:
+        `dos (sample, frequency)`, `dos_error (sample,)` and `covered_frequency (sample,)`, and where asked for
+        `band_frequency (sample, k, band)` and `group_velocity (sample, k, band, 2)`; float64.
+    """
     cells, _ = checked_cells(
         cells, bands=settings.bands or BANDS, polarization=settings.polarization, resolution=resolution
     )
+    solve = functools.partial(
+        _solve_half_grid, basis=basis, resolution=resolution, settings=settings, point_group=point_group
+    )
     if settings.k_points is None:
-        answer = _climb(cells, basis, resolution, settings)
+        answer = _climb(cells, basis, settings, solve)
     else:
         n = settings.k_points
-        answer = _on_grid(cells, n, basis, resolution, settings)
-        coarse = _on_grid(cells, n // 2 | 1, basis, resolution, settings)
+        answer = _on_grid(cells, n, basis, settings, solve)
+        coarse = _on_grid(cells, n // 2 | 1, basis, settings, solve)
         answer["dos_error"] = PART_LEFT_OF_HALF * distance(answer["dos"], coarse["dos"])
         if keep_bands:
             answer |= _full_grid(answer.pop("half"), n)
@@ -129,12 +158,12 @@ def label_cells(
     return {name: value.cpu().numpy() for name, value in answer.items()}
 
 
-def _climb(cells: torch.Tensor, basis: np.ndarray, resolution: int | None, settings: LabelSettings) -> dict:
+def _climb(cells: torch.Tensor, basis: np.ndarray, settings: LabelSettings, solve: Solve) -> dict:
     """Label each cell on the first of `GRIDS` whose estimated error is within `accuracy`."""
     answer: dict[str, torch.Tensor] = {}
     rest = torch.arange(len(cells))
     for n in GRIDS:
-        step = _on_grid(cells[rest], n, basis, resolution, settings)
+        step = _on_grid(cells[rest], n, basis, settings, solve)
         coarse = density(_every_third(step.pop("half"), n), n // 3, cells[rest], basis, settings)[0]
         step["dos_error"] = PART_LEFT_OF_THIRD * distance(step["dos"], coarse)
         for name, value in step.items():
@@ -148,15 +177,11 @@ def _climb(cells: torch.Tensor, basis: np.ndarray, resolution: int | None, setti
     )
 
 
-def _on_grid(cells: torch.Tensor, n: int, basis: np.ndarray, resolution: int | None, settings: LabelSettings) -> dict:
+def _on_grid(cells: torch.Tensor, n: int, basis: np.ndarray, settings: LabelSettings, solve: Solve) -> dict:
     """Return `dos`, `covered_frequency` and the bands of `half` the n × n grid, with as many bands as are needed."""
-    module = solver_module(settings.solver)
-    wavevectors = wavevector_grid(n)[: (n * n + 1) // 2]
     count = settings.bands or BANDS
     while True:
-        half = module.solve_bands(
-            cells, wavevectors, bands=count, polarization=settings.polarization, basis=basis, resolution=resolution
-        )
+        half = solve(cells, n, count)
         dos, covered = density(half, n, cells, basis, settings)
         starved = bool((covered < TARGET_FREQUENCY).any())
         if not starved or settings.bands is not None:
@@ -169,6 +194,30 @@ def _on_grid(cells: torch.Tensor, n: int, basis: np.ndarray, resolution: int | N
             stacklevel=4,
         )
     return {"dos": dos, "covered_frequency": covered, "half": half}
+
+
+def _solve_half_grid(
+    cells: torch.Tensor,
+    n: int,
+    bands: int,
+    *,
+    basis: np.ndarray,
+    resolution: int | None,
+    settings: LabelSettings,
+    point_group: np.ndarray | None,
+) -> Bands:
+    """Return the bands on the first half of the n × n grid, of which only what symmetry leaves is solved."""
+    wavevectors = wavevector_grid(n)[: (n * n + 1) // 2]
+    same = equivalence(wavevectors, basis, point_group)
+    answer = solver_module(settings.solver).solve_bands(
+        cells,
+        wavevectors[same.solved],
+        bands=bands,
+        polarization=settings.polarization,
+        basis=basis,
+        resolution=resolution,
+    )
+    return same.expand(answer)
 
 
 def density(

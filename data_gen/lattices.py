@@ -2,9 +2,14 @@
 
 import numpy as np
 
+# One member of each of the five Bravais types; the shape of the last three is free, and this is the one that our
+# families use. Vectors one a row, in units of a; that of the centred rectangular lattice is its primitive cell.
 LATTICES = {
     "square": ((1.0, 0.0), (0.0, 1.0)),
     "hexagonal": ((1.0, 0.0), (-0.5, np.sqrt(3.0) / 2.0)),
+    "rectangular": ((1.0, 0.0), (0.0, 1.5)),
+    "centred": ((0.8, -0.6), (0.8, 0.6)),
+    "oblique": ((1.0, 0.0), (0.3, 1.2)),
 }
 
 

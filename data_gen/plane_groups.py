@@ -29,6 +29,16 @@ _SPACE_GROUPS = {
     "p6mm": "P 6 m m",
 }
 PLANE_GROUPS = tuple(_SPACE_GROUPS)
+_LATTICE_OF_SYSTEM = {"p1": "oblique", "p2": "oblique", "cm": "centred", "c2mm": "centred"}
+# Conventional coordinates of the primitive vectors of a centred cell, one a column.
+_PRIMITIVE = np.array([[0.5, 0.5], [-0.5, 0.5]])
+
+
+def lattice_of(plane_group: str) -> str:
+    """Return the least symmetric lattice that a plane group fits, a name of `data_gen.lattices.LATTICES`."""
+    if plane_group in _LATTICE_OF_SYSTEM:
+        return _LATTICE_OF_SYSTEM[plane_group]
+    return {"3": "hexagonal", "6": "hexagonal", "4": "square"}.get(plane_group[1], "rectangular")
 
 
 @functools.cache
@@ -39,7 +49,8 @@ def operations(plane_group: str) -> tuple[np.ndarray, np.ndarray]:
         plane_group: a name of `PLANE_GROUPS`, in the short Hermann-Mauguin notation of the International Tables.
 
     Returns:
-        R with shape `(operation, 2, 2)`, int64, and t with shape `(operation, 2)`, float64, centring included.
+        R with shape `(operation, 2, 2)`, int64, and t with shape `(operation, 2)`, float64, in the primitive basis of
+        `lattice_of`, the identity first.
 
     Raises:
         ValueError: if there is no such plane group.
@@ -49,7 +60,20 @@ def operations(plane_group: str) -> tuple[np.ndarray, np.ndarray]:
     all_operations = list(gemmi.SpaceGroup(_SPACE_GROUPS[plane_group]).operations())
     rotations = np.array([operation.rot for operation in all_operations]) // gemmi.Op.DEN
     translations = np.array([operation.tran for operation in all_operations]) / gemmi.Op.DEN
-    return rotations[:, :2, :2], translations[:, :2]
+    rotations, translations = rotations[:, :2, :2], translations[:, :2]
+    if lattice_of(plane_group) == "centred":
+        rotations = np.rint(np.linalg.inv(_PRIMITIVE) @ rotations @ _PRIMITIVE).astype(np.int64)
+        translations = translations @ np.linalg.inv(_PRIMITIVE).T
+    translations = translations % 1.0
+    _, first = np.unique(np.hstack([rotations.reshape(-1, 4), translations]), axis=0, return_index=True)
+    return rotations[np.sort(first)], translations[np.sort(first)]
+
+
+def point_group(plane_group: str) -> np.ndarray:
+    """Return the rotation parts R of a plane group, each once, shape `(operation, 2, 2)`, the identity first."""
+    rotations = operations(plane_group)[0]
+    _, first = np.unique(rotations.reshape(-1, 4), axis=0, return_index=True)
+    return rotations[np.sort(first)]
 
 
 def symmetrise(coefficients: np.ndarray, plane_group: str) -> np.ndarray:

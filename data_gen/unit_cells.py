@@ -8,14 +8,15 @@ edge; a solver's grid holds means over blocks of that sampling.
 import functools
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_gen.plane_groups import symmetrise
+from data_gen.plane_groups import PLANE_GROUPS, lattice_of, symmetrise
 
 EPSILON_RANGE = (1.0, 20.0)
-FINE_SAMPLES_PER_PIXEL = 8
+FINE_SAMPLES_PER_PIXEL = 9  # odd, so that a pixel has a sample at its centre
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,13 @@ class UnitCellFamily(ABC):
     Attributes:
         name: what users call it.
         lattice: the lattice of its cells, a name of `data_gen.lattices.LATTICES`.
+        plane_group: the symmetry that every cell has, a name of `data_gen.plane_groups.PLANE_GROUPS`.
         parameters: meaning of each parameter, by name.
     """
 
     name: str
     lattice: str = "square"
+    plane_group: str = "p1"
     parameters: dict[str, Parameter]
 
     @abstractmethod
@@ -68,7 +71,7 @@ class UnitCellFamily(ABC):
             resolution: points of the solver's grid along each lattice vector.
 
         Returns:
-            The cell, its `epsilon` with shape `(8 · resolution, 8 · resolution)`.
+            The cell, its `epsilon` with shape `(9 · resolution, 9 · resolution)`.
         """
         child = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(self.name.encode()), index))
         generator = np.random.default_rng(child)
@@ -89,6 +92,7 @@ class Rods(UnitCellFamily):
     """Circular rods or holes at the centre of a square cell: the textbook case. Radius uniform in 0.1 … 0.45 a."""
 
     name = "rods"
+    plane_group = "p4mm"
     parameters = {"radius": Parameter("radius of the rod", units="a"), **MATERIALS}
 
     def shape(self, generator, samples):
@@ -131,8 +135,9 @@ class LevelSet(UnitCellFamily):
     4223).
     """
 
-    def __init__(self, name: str, plane_group: str, cutoff: int = 1):
+    def __init__(self, name: str, plane_group: str, cutoff: int = 1, lattice: str | None = None):
         self.name, self.plane_group, self.cutoff = name, plane_group, cutoff
+        self.lattice = lattice or lattice_of(plane_group)
         self.parameters = {
             "coefficient_real": Parameter(
                 "real part of the Fourier coefficients before symmetrising", dimensions=("n1", "n2")
@@ -148,8 +153,8 @@ class LevelSet(UnitCellFamily):
         coefficients = magnitude * np.exp(1j * generator.uniform(0, 2 * np.pi, size=(size, size)))
         filling = generator.uniform(0.01, 0.99)
         symmetric = symmetrise(coefficients, self.plane_group)
-        waves = _waves(samples, 2 * self.cutoff)
-        height = (waves @ symmetric @ waves.T).real
+        waves = np.exp(2j * np.pi * np.outer(self.axis(samples), np.arange(-2 * self.cutoff, 2 * self.cutoff + 1)))
+        height = np.round((waves @ symmetric @ waves.T).real, 12)  # symmetric points are level to the last bit
         level = np.quantile(height, 1 - filling)
         parameters = {
             "coefficient_real": coefficients.real,
@@ -158,17 +163,58 @@ class LevelSet(UnitCellFamily):
         }
         return height > level, parameters
 
+    def axis(self, samples: int) -> np.ndarray:
+        """Return where the fine samples lie along a lattice vector: points that the group maps onto one another.
+
+        Operations of the hexagonal lattice do so only with points at i/N, and so must the centres of pixels lie.
+        """
+        centred = _axis(samples)
+        return centred - centred[FINE_SAMPLES_PER_PIXEL // 2] - 0.5 if self.lattice == "hexagonal" else centred
+
 
 FAMILIES: dict[str, UnitCellFamily] = {
-    family.name: family for family in (Blob(), LevelSet("gpm", "pm"), LevelSet("p1", "p1"), Rods())
+    family.name: family
+    for family in (
+        Blob(),
+        LevelSet("gpm", "pm", lattice="square"),
+        LevelSet("p1", "p1", lattice="square"),
+        Rods(),
+    )
 }
+LEVEL_SET = "level-set"
+FAMILY_NAMES = (*FAMILIES, LEVEL_SET)
 
 
-def unit_cell_family(name: str) -> UnitCellFamily:
-    """Return the family of this name; raises `ValueError`, naming those there are, if there is none."""
-    if name not in FAMILIES:
-        raise ValueError(f"unknown family {name!r}; the families are {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+@functools.cache
+def unit_cell_family(name: str, plane_group: str | None = None, cutoff: int | None = None) -> UnitCellFamily:
+    """Return a family of unit cells.
+
+    Args:
+        name: a preset (blob, gpm, p1, rods), or "level-set" for level sets of any plane group.
+        plane_group: for "level-set", a name of `data_gen.plane_groups.PLANE_GROUPS`.
+        cutoff: for "level-set", the largest |n| of the Fourier sum along each axis; 1 if None.
+
+    Raises:
+        ValueError: if there is no such family or plane group, or a preset is given a plane group or cutoff.
+    """
+    if name not in FAMILY_NAMES:
+        raise ValueError(f"unknown family {name!r}; the families are {', '.join(FAMILY_NAMES)}")
+    if name in FAMILIES:
+        if plane_group is not None or cutoff is not None:
+            raise ValueError(f"`plane_group` and `cutoff` belong to family {LEVEL_SET}, not to {name}")
+        return FAMILIES[name]
+    if plane_group not in PLANE_GROUPS:
+        raise ValueError(f"`plane_group` must be one of {', '.join(PLANE_GROUPS)}, got {plane_group!r}")
+    if cutoff is not None and not 1 <= cutoff <= 8:
+        raise ValueError(f"`cutoff` must be from 1 to 8, got {cutoff}")
+    return LevelSet(f"{LEVEL_SET}:{plane_group}:{cutoff or 1}", plane_group, cutoff or 1)
+
+
+def family_of(attributes: Mapping[str, object]) -> UnitCellFamily:
+    """Return the family that a dataset file with these attributes was drawn from; raises `ValueError` if unknown."""
+    if attributes["family"] != LEVEL_SET:
+        return unit_cell_family(attributes["family"])
+    return unit_cell_family(LEVEL_SET, attributes["plane_group"], int(attributes.get("cutoff", 1)))
 
 
 def _axis(samples: int) -> np.ndarray:
@@ -189,8 +235,3 @@ def _harmonics(angle: np.ndarray, orders: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=4)
 def _grid_harmonics(samples: int, orders: tuple[int, ...]) -> np.ndarray:
     return _harmonics(_polar_grid(samples)[1], np.array(orders))
-
-
-@functools.lru_cache(maxsize=4)
-def _waves(samples: int, cutoff: int) -> np.ndarray:
-    return np.exp(2j * np.pi * np.outer(_axis(samples), np.arange(-cutoff, cutoff + 1)))

@@ -11,9 +11,10 @@ from tqdm import tqdm
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from data_gen.labels import LabelSettings, density, distance, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
+from data_gen.plane_groups import point_group
 from data_gen.solvers import solver_module
 from data_gen.solvers.smoothing import block_mean
-from data_gen.unit_cells import unit_cell_family
+from data_gen.unit_cells import family_of
 
 K_POINTS, BANDS = 25, 10
 SMALLEST_FREQUENCY = 0.02
@@ -64,11 +65,11 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
 
 def _deviations(index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict) -> dict[str, tuple[float, float]]:
     """Return the mean and largest deviation of one cell in each respect."""
-    family, resolution = unit_cell_family(settings["family"]), int(settings["resolution"])
+    family, resolution = family_of(settings), int(settings["resolution"])
     fine = torch.from_numpy(family.draw(int(settings["seed"]), index, resolution).epsilon)[None]
     basis = basis_vectors(family.lattice)
     labels = LabelSettings(**{field.name: _setting(settings[field.name]) for field in fields(LabelSettings)})
-    again = label_cells(fine, basis, resolution, labels)["dos"]
+    again = label_cells(fine, basis, resolution, labels, point_group=point_group(family.plane_group))["dos"]
     own, other = (
         solver_module(name).solve_bands(
             fine,

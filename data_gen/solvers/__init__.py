@@ -10,6 +10,7 @@ import xarray as xr
 
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.solvers.contract import Bands
+from data_gen.solvers.equivalence import equivalence
 
 SOLVERS = ("mpb", "rbme")
 
@@ -68,50 +69,16 @@ def solve(
     cells = cells[None] if single else cells
     basis = basis_vectors(lattice)
     wavevectors = wavevector_grid(k_points) if isinstance(k_points, (int, np.integer)) else _wavevectors(k_points)
-    answer = with_time_reversal(
-        solver_module(solver),
+    same = equivalence(wavevectors, basis)
+    answer = solver_module(solver).solve_bands(
         cells,
-        wavevectors,
+        wavevectors[same.solved],
         bands=bands,
         polarization=polarization,
         basis=basis,
         resolution=resolution,
     )
-    return _dataset(answer, wavevectors, single, lattice=basis, solver=solver, polarization=polarization)
-
-
-def with_time_reversal(module: ModuleType, cells: torch.Tensor, wavevectors: np.ndarray, **settings) -> Bands:
-    """Solve one of each pair k, -k and give the other the same frequencies and opposite velocities."""
-    solved, index, sign = time_reversal(wavevectors)
-    answer = module.solve_bands(cells, wavevectors[solved], **settings)
-    sign = torch.as_tensor(sign, dtype=answer.group_velocity.dtype, device=answer.group_velocity.device)
-    return Bands(
-        answer.frequency[:, index],
-        answer.group_velocity[:, index] * sign[:, None, None],
-        answer.error,
-    )
-
-
-def time_reversal(wavevectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which wavevectors to solve, and for each wavevector the entry of those that serves it and a sign.
-
-    Of k and -k only the one that comes first is solved: ω(-k) = ω(k), v(-k) = -v(k).
-    """
-    keys = np.round(wavevectors * 1e9).astype(np.int64)
-    first: dict[tuple[int, int], int] = {}
-    solved, index, sign = [], [], []
-    for position, (k1, k2) in enumerate(keys.tolist()):
-        for key, s in (((k1, k2), 1.0), ((-k1, -k2), -1.0)):
-            if key in first:
-                index.append(first[key])
-                sign.append(s)
-                break
-        else:
-            first[k1, k2] = len(solved)
-            index.append(len(solved))
-            sign.append(1.0)
-            solved.append(position)
-    return np.array(solved), np.array(index), np.array(sign)
+    return _dataset(same.expand(answer), wavevectors, single, lattice=basis, solver=solver, polarization=polarization)
 
 
 def _wavevectors(k_points: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ json.dump(np.array(solver.all_freqs).tolist(), open(sys.argv[1], "w"))
 
 @pytest.fixture(scope="module")
 def blob():
-    return unit_cell_family("blob").draw(0, 6).epsilon.reshape(32, 8, 32, 8).mean(axis=(1, 3))
+    return unit_cell_family("blob").draw(0, 6).epsilon.reshape(32, 9, 32, 9).mean(axis=(1, 3))
 
 
 @pytest.mark.parametrize("polarization", ["tm", "te"])

@@ -6,8 +6,8 @@ from data_gen.plane_groups import PLANE_GROUPS, operations, symmetrise
 ORDERS = dict(
     zip(
         PLANE_GROUPS,
-        # International Tables A, general positions of the conventional cell.
-        (1, 2, 2, 2, 4, 4, 4, 4, 8, 4, 8, 8, 3, 6, 6, 6, 12),
+        # International Tables A, general positions of the primitive cell.
+        (1, 2, 2, 2, 2, 4, 4, 4, 4, 4, 8, 8, 3, 6, 6, 6, 12),
     )
 )
 
