@@ -9,6 +9,8 @@ COMMANDS = {
     "verify": "data_gen.verification:verify",
     "preview": "data_gen.inspection:preview",
     "info": "data_gen.inspection:info",
+    "import-legacy": "data_gen.legacy:import_legacy",
+    "export-legacy": "data_gen.legacy:export_legacy",
 }
 
 

@@ -1,0 +1,96 @@
+import h5py
+import numpy as np
+import pytest
+
+import data_gen
+from data_gen.cli import COMMANDS
+from data_gen.command_line import run
+
+
+def run_data_gen(*words):
+    return run("data-gen", COMMANDS, [str(word) for word in words])
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file as the published pipeline writes it, with a gap in its numbers."""
+    path = tmp_path / "mf1-sg3-tm.h5"
+    generator = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file["universal/rvecs"] = np.eye(2)
+        for number in (1, 2, 4):
+            epsilon = generator.uniform(1, 20, (32, 32))
+            file[f"unitcell/mpbepsimage/{number}"] = epsilon
+            file[f"unitcell/epsavg/{number}"] = epsilon.mean()
+            file[f"unitcell/epsin/{number}"] = 3.0
+            file[f"unitcell/uccoefs/{number}"] = generator.normal(size=9) + 1j
+            file[f"mpbcal/efreq/{number}"] = generator.uniform(size=(625, 10))
+            file[f"mpbcal/DOS/{number}"] = generator.uniform(size=500)
+    return path
+
+
+def test_import_divides_by_the_index_and_keeps_the_numbers(published, tmp_path):
+    out = tmp_path / "a.h5"
+    assert run_data_gen("import-legacy", published, "--out", out) == 0
+    with data_gen.open_dataset(out) as dataset, h5py.File(published) as file:
+        assert dataset["legacy_number"].values.tolist() == [1, 2, 4]
+        assert dataset.attrs["family"] == "gpm"
+        index = np.sqrt(file["unitcell/epsavg/4"][()])
+        np.testing.assert_allclose(dataset["dos"][2], file["mpbcal/DOS/4"][()] / index, rtol=1e-6)
+        np.testing.assert_allclose(dataset["epsilon"][1], file["unitcell/mpbepsimage/2"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_round_trip(labelled, tmp_path):
+    first, legacy, again = (tmp_path / name for name in ("first.h5", "legacy.h5", "again.h5"))
+    options = ["--k-points", 5] if labelled else ["--unlabelled"]
+    run_data_gen("generate", "gpm", "--out", first, "--samples", 3, "--workers", 1, *options)
+    assert run_data_gen("export-legacy", first, "--out", legacy) == 0
+    assert run_data_gen("import-legacy", legacy, "--out", again) == 0
+    with data_gen.open_dataset(first) as a, data_gen.open_dataset(again) as b:
+        assert ("dos" in b) == labelled
+        for name in ("epsilon", "epsilon_mean", "filling", "level", *(["dos"] if labelled else [])):
+            np.testing.assert_allclose(a[name], b[name], rtol=2e-7)
+    with h5py.File(legacy) as file:
+        assert ("mpbcal" in file) == labelled
+        assert sorted(file["unitcell/uccoefs"]) == ["1", "2", "3"]
+
+
+def test_export_into_a_folder_takes_the_trainers_name(tmp_path):
+    run_data_gen("generate", "blob", "--out", tmp_path / "a.h5", "--samples", 1, "--unlabelled", "--workers", 1)
+    assert run_data_gen("export-legacy", tmp_path / "a.h5", "--out", tmp_path) == 0
+    assert (tmp_path / "sq-blob-ul-15k-tm.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "cannot be read as HDF5"),
+        (lambda path: _edit(path, lambda file: file.pop("unitcell")), "not of the published layout"),
+        (lambda path: _edit(path, lambda file: file["mpbcal/DOS"].pop("2")), "mpbcal/DOS/2 is missing or damaged"),
+        (
+            lambda path: _edit(path, lambda file: _replace(file, "mpbcal/DOS/2", np.ones(7))),
+            "must hold numbers of shape",
+        ),
+        (lambda path: _edit(path, lambda file: _replace(file, "mpbcal/DOS/2", np.full(500, np.nan))), "not finite"),
+        (lambda path: _edit(path, lambda file: _replace(file, "unitcell/mpbepsimage/2", b"x")), "must hold numbers"),
+        (lambda path: path.unlink(), "no file at"),
+    ],
+)
+def test_damaged_and_foreign_files_get_one_line(published, tmp_path, capsys, damage, message):
+    damage(published)
+    assert run_data_gen("import-legacy", published, "--out", tmp_path / "a.h5") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "a.h5").exists()
+
+
+def _edit(path, change):
+    with h5py.File(path, "r+") as file:
+        change(file)
+
+
+def _replace(file, name, value):
+    del file[name]
+    file[name] = value

@@ -1,0 +1,41 @@
+"""The two lists of packages are one list."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "dask": "dask-core"}
+ONLY_CONDA = {"python", "pymeep"}
+
+
+def split(requirement):
+    name, bound = re.fullmatch(r"([A-Za-z0-9_-]+)(?:\[\w+\])?(>=.*)", requirement).groups()
+    return name, bound
+
+
+def test_environment_yml_and_pyproject_list_the_same_packages():
+    tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pip = dict(map(split, project["dependencies"] + project["optional-dependencies"]["test"]))
+    pip = {CONDA_NAMES.get(name, name): bound for name, bound in pip.items()}
+    conda = dict(map(split, yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]))
+    assert {name: bound for name, bound in conda.items() if name not in ONLY_CONDA} == pip
+    assert conda["python"] == project["requires-python"]
+
+
+def test_no_room_imports_what_it_must_not():
+    for room, allowed in (
+        ("data_gen", set()),
+        ("photonic_essl", {"data_gen.dataset", "data_gen.command_line", "data_gen"}),
+    ):
+        for path in (ROOT / room).rglob("*.py"):
+            for line in path.read_text().splitlines():
+                found = re.match(
+                    r"\s*(?:from|import) ((?:data_gen|photonic_essl|experiments)[\w.]*)(?: import (\w+))?", line
+                )
+                if found and not found[1].startswith(room):
+                    assert found[1] in allowed, f"{path}: {line}"
+                    assert found[1] != "data_gen" or found[2] in (None, "open_dataset"), f"{path}: {line}"
