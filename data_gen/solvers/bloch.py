@@ -1,0 +1,262 @@
+"""Maxwell's operator on the periodic parts of Bloch modes, on the full mesh of a cell.
+
+With ψ(r) = exp(2πi k·r) u(r), lengths in a and frequencies in 2πc/a, both polarizations read K(k) u = ω² M u:
+
+- TM (E along z): K = |k + G|² and M = ε(r);
+- TE (H along z): K = (k + G)·η(r)·(k + G'), with the inverse-permittivity tensor η, and M = 1.
+
+On a mesh with an even number of points the highest frequency -N/2 stands for +N/2 as well and has no opposite of its
+own. Taken alone, as MPB does, it breaks time reversal, ω(-k) = ω(k), by some 1e-6 (TM) to 1e-4 (TE) of ω. Here K is the
+mean of both choices, so that ω(-k) = ω(k), mirrors and quarter turns hold exactly.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+import torch
+
+from data_gen.lattices import reciprocal_vectors
+from data_gen.solvers.waves import StandingWaves
+
+# Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
+_INVERSE_TOLERANCE = 1e-2
+
+
+class Grid:
+    """The mesh of a cell and its reciprocal vectors.
+
+    Attributes:
+        shape: points along each lattice vector.
+        basis: lattice vectors, shape `(2, 2)`, one a row, in a.
+        reciprocal: reciprocal vectors, tensor of shape `(2, 2)`, one a row, in 2π/a.
+        g: Cartesian reciprocal lattice vectors of the mesh, shape `(x, y, 2)`, in the order of the FFT.
+        g_opposite: the same, with the other choice of sign for the highest frequency.
+    """
+
+    def __init__(self, shape: tuple[int, int], basis: np.ndarray, device: torch.device):
+        self.shape = shape
+        self.basis = np.asarray(basis, dtype=np.float64)
+        self.reciprocal = torch.as_tensor(reciprocal_vectors(self.basis), dtype=torch.float64, device=device)
+        orders = [torch.fft.fftfreq(n, 1 / n, dtype=torch.float64, device=device) for n in shape]
+        order = torch.stack(torch.meshgrid(*orders, indexing="ij"), dim=-1)
+        opposite = -order.flip((0, 1)).roll((1, 1), (0, 1))
+        self.g = order @ self.reciprocal
+        self.g_opposite = opposite @ self.reciprocal
+
+    @property
+    def points(self) -> int:
+        """Number of mesh points, which is the number of plane waves."""
+        return self.shape[0] * self.shape[1]
+
+
+class BlochOperator(ABC):
+    """K and M of one polarization, for a batch of cells.
+
+    Fields have shape `(sample, k, mode, x, y)` for as many wavevectors `(k, 2)`, which are Cartesian, in 2π/a.
+    """
+
+    grid: Grid
+
+    @abstractmethod
+    def mass(self) -> torch.Tensor:
+        """Return M on the mesh, shape `(sample, x, y)`."""
+
+    @abstractmethod
+    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K(k) u."""
+
+    @abstractmethod
+    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K(k)⁻¹ u, or nearly so; without its mean at k = 0, where K is singular."""
+
+    @abstractmethod
+    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return estimates of ⟨u|K⁻¹|u⟩ and ⟨K⁻¹u|M|K⁻¹u⟩, shape `(sample, k, mode)`."""
+
+    @abstractmethod
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Solve for the lowest modes in a few standing waves, at the wavevectors k ≡ -k.
+
+        Returns:
+            Eigenvalues ω² `(sample, k, mode)` and fields.
+        """
+
+    @abstractmethod
+    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+        """Project K onto real fields V, shape `(sample, m, x, y)`.
+
+        Returns:
+            Real matrices C with shape `(sample, 6, m, m)`: Vᵀ K(k) V = C0 + i (kx C1 + ky C2) + kx² C3 + kx ky C4
+            + ky² C5; C1 and C2 are antisymmetric, the others symmetric.
+        """
+
+    @abstractmethod
+    def sensitivity(
+        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Return the gradient of Σ weight ω² in the medium, ε or η, for modes with ⟨u|M|u⟩ = 1 (Hellmann, Feynman).
+
+        Args:
+            fields: modes.
+            k: their wavevectors.
+            eigenvalue: their ω², shape `(sample, k, mode)`.
+            weight: likewise.
+        """
+
+
+class TransverseMagnetic(BlochOperator):
+    """E along z in a permittivity of shape `(sample, x, y)`."""
+
+    def __init__(self, grid: Grid, epsilon: torch.Tensor):
+        self.grid = grid
+        self.epsilon = epsilon
+
+    def mass(self) -> torch.Tensor:
+        return self.epsilon
+
+    def symbol(self, k: torch.Tensor) -> torch.Tensor:
+        """Return |k + G|², the eigenvalues of K(k), with shape `(k, 1, x, y)`."""
+        k = k[:, None, None, None, :]
+        return ((k + self.grid.g).square().sum(-1) + (k + self.grid.g_opposite).square().sum(-1)) / 2
+
+    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return torch.fft.ifft2(self.symbol(k) * torch.fft.fft2(fields))
+
+    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return torch.fft.ifft2(_reciprocal(self.symbol(k)) * torch.fft.fft2(fields))
+
+    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        image = self.inverse(fields, k)
+        return _inner(fields, image), _inner(image, self.epsilon[:, None, None] * image)
+
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # ω² is the inverse of an eigenvalue of D^(-1/2) ε D^(-1/2), D = |k + G|². The constant at k = 0, where D is 0,
+        # is given a small one, which lets it come out as the first mode and leaves the others as they are.
+        length = waves.kappa.square().sum(-1)
+        root = torch.where(length > 0, length, torch.full_like(length, 1e-6)).rsqrt()[:, None]
+        matrix = root[..., None, None] * waves.overlap(self.epsilon) * root[:, None, None]
+        inverse, vectors = torch.linalg.eigh(matrix.flatten(2, 3).flatten(-2))
+        inverse, vectors = inverse[..., -modes:].flip(-1), vectors[..., -modes:].flip(-1)
+        coefficients = root[..., None] * vectors.unflatten(2, (2, -1))
+        return 1 / inverse, waves.fields(coefficients, self.grid.shape)
+
+    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+        grid, columns = self.grid, self.grid.shape[1] // 2 + 1
+        half = torch.fft.rfft2(basis_fields, norm="ortho")
+        # Of a real field only half of the spectrum is stored: its inner columns count twice.
+        weight = torch.full((columns,), 2.0, dtype=torch.float64, device=half.device)
+        weight[0] = 1.0
+        if grid.shape[1] % 2 == 0:
+            weight[-1] = 1.0
+        squared = (self.symbol(torch.zeros_like(grid.reciprocal[:1]))[0, 0, :, :columns] * weight).flatten()
+        linear = ((grid.g + grid.g_opposite)[:, :columns] * weight[:, None]).flatten(0, 1)
+        real, imaginary = (part.flatten(2).contiguous() for part in (half.real, half.imag))
+        parts = torch.cat([real, imaginary], dim=2)
+        constant = (parts * squared.repeat(2)) @ parts.mT
+        slopes = [(real * linear[:, axis]) @ imaginary.mT for axis in (0, 1)]
+        flat = basis_fields.flatten(2)
+        overlap = flat @ flat.mT
+        slopes = [s - s.mT for s in slopes]
+        return torch.stack([constant, *slopes, overlap, torch.zeros_like(overlap), overlap], dim=1)
+
+    def sensitivity(
+        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        return -((eigenvalue * weight)[..., None, None] * fields.abs().square()).sum((1, 2))
+
+
+class TransverseElectric(BlochOperator):
+    """H along z in an inverse-permittivity tensor of shape `(sample, x, y, 2, 2)`, symmetric."""
+
+    def __init__(self, grid: Grid, inverse_epsilon: torch.Tensor):
+        self.grid = grid
+        self.inverse_epsilon = inverse_epsilon
+        eigenvalues = torch.linalg.eigvalsh(inverse_epsilon)
+        self.lowest = eigenvalues.amin((1, 2, 3))
+        self.highest = eigenvalues.amax((1, 2, 3))
+
+    def mass(self) -> torch.Tensor:
+        return torch.ones_like(self.inverse_epsilon[..., 0, 0])
+
+    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.fft.fft2(fields)
+        k = k[:, None, None]
+        images = [self._divergence_of_flux(spectrum, k + g) for g in (self.grid.g, self.grid.g_opposite)]
+        return torch.fft.ifft2((images[0] + images[1]) / 2)
+
+    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K(k)⁻¹ u to a relative 1e-2, by Chebyshev iteration preconditioned with |k + G|⁻².
+
+        The spectrum of |k + G|⁻² K lies between the extreme eigenvalues of η, so that the degree that a cell needs is
+        known beforehand and no inner products are taken.
+        """
+        kappa = k[:, None, None] + self.grid.g
+        precondition = _reciprocal(kappa.square().sum(-1))[:, None]
+        centre, radius = (self.highest + self.lowest) / 2, (self.highest - self.lowest) / 2
+        contraction = (centre + (centre.square() - radius.square()).sqrt()) / radius.clamp(min=1e-9 * centre)
+        degree = (np.log(2 / _INVERSE_TOLERANCE) / contraction.log()).ceil().clamp(min=1)
+        centre, radius, degree = (part[:, None, None, None, None] for part in (centre, radius, degree))
+
+        residual = torch.fft.fft2(fields)
+        step = precondition * residual
+        length = 1 / centre
+        solution = length * step
+        for iteration in range(1, int(degree.max())):
+            residual = residual - length * self._divergence_of_flux(step, kappa)
+            momentum = (radius * length).square() / (2 if iteration == 1 else 4)
+            length = 1 / (centre - momentum / length)
+            step = precondition * residual + momentum * step
+            solution = solution + torch.where(iteration < degree, length, 0.0) * step
+        return torch.fft.ifft2(solution)
+
+    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kappa = k[:, None, None] + self.grid.g
+        typical = (self.lowest * self.highest).sqrt()[:, None, None, None, None]
+        image = torch.fft.ifft2(_reciprocal(kappa.square().sum(-1))[:, None] / typical * torch.fft.fft2(fields))
+        return _inner(fields, image), _inner(image, image)
+
+    def _divergence_of_flux(self, spectrum: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
+        """Return (k + G)·η(k + G') of a spectrum `(sample, k, mode, x, y)`, for k + G of shape `(k, x, y, 2)`."""
+        along_x, along_y = kappa[:, None].unbind(-1)
+        slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
+        xx, xy, yy = (self.inverse_epsilon[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+        flux_x, flux_y = xx * slope_x + xy * slope_y, xy * slope_x + yy * slope_y
+        return along_x * torch.fft.fft2(flux_x) + along_y * torch.fft.fft2(flux_y)
+
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+        matrix = waves.stiffness(self.inverse_epsilon)
+        eigenvalues, vectors = torch.linalg.eigh(matrix.flatten(2, 3).flatten(-2))
+        coefficients = vectors[..., :modes].unflatten(2, (2, -1))
+        return eigenvalues[..., :modes], waves.fields(coefficients, self.grid.shape)
+
+    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.fft.fft2(basis_fields)
+        slopes = [torch.fft.ifft2(g * spectrum) for g in self.grid.g.unbind(-1)]
+        xx, xy, yy = (self.inverse_epsilon[:, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+        flux = (xx * slopes[0] + xy * slopes[1], xy * slopes[0] + yy * slopes[1])
+        constant = sum(_gram(s.real, f.real) + _gram(s.imag, f.imag) for s, f in zip(slopes, flux))
+        linear = [_gram(basis_fields, f.imag) for f in flux]
+        quadratic = [_gram(basis_fields, e * basis_fields) for e in (xx, 2 * xy, yy)]
+        return torch.stack([constant, *(z - z.mT for z in linear), *quadratic], dim=1)
+
+    def sensitivity(
+        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        spectrum, total = torch.fft.fft2(fields), 0.0
+        for g in (self.grid.g, self.grid.g_opposite):
+            kappa = (k[:, None, None] + g)[:, None]
+            slope = torch.fft.ifft2(kappa.movedim(-1, 0)[:, None] * spectrum)
+            total = total + torch.einsum("skb,iskbxy,jskbxy->sxyij", weight.to(slope.dtype), slope.conj(), slope).real
+        return total / 2
+
+
+def _reciprocal(symbol: torch.Tensor) -> torch.Tensor:
+    return torch.where(symbol > 0, 1 / symbol, torch.zeros_like(symbol))
+
+
+def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.conj() * b).real.sum((-2, -1))
+
+
+def _gram(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a.flatten(2) @ b.flatten(2).mT

@@ -1,0 +1,159 @@
+"""The first reduction: a real basis in which the lowest modes at every k of the Brillouin zone can be expanded.
+
+Bloch modes vary slowly with k, so that those at a few wavevectors span, closely, those at all others: reduced Bloch mode
+expansion, Hussein, Proc. R. Soc. A 465 (2009) 2825. By time reversal the conjugate of a mode at k is one at -k, and so
+real and imaginary parts serve both. The modes need not be accurate themselves: frequencies err by the square of what
+the span misses.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from data_gen.solvers.bloch import BlochOperator
+from data_gen.solvers.patches import hamiltonian
+from data_gen.solvers.waves import SYMMETRIC_POINTS, StandingWaves
+
+EXTRA_MODES = 2  # sampled above the highest band wanted
+# Where modes are added should the first basis not do, in units of the reciprocal vectors: between the symmetric points.
+BETWEEN = ((0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25), (0.5, 0.25), (0.25, 0.5))
+
+_WAVES_PER_MODE = 12
+_REFINEMENTS = {"tm": 1, "te": 2}
+_FIELDS_PER_MODE = {"tm": 6, "te": 8}
+_DEPENDENT = 1e-12  # of the largest eigenvalue of a Gram matrix: below it, a combination is numerically dependent
+_EXTRA_WEIGHT = 0.1  # of a sampled mode above the bands wanted, beside one of them, when fields are to be left out
+
+
+class Reduction(NamedTuple):
+    """A basis and the operator in it.
+
+    Attributes:
+        fields: real V, shape `(sample, m, x, y)`, with Vᵀ M V = 1; numerically dependent ones are 0.
+        polynomial: real matrices, shape `(sample, 6, m, m)`, as `BlochOperator.polynomial` has them.
+    """
+
+    fields: torch.Tensor
+    polynomial: torch.Tensor
+
+
+def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
+    """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
+    grid, modes = operator.grid, bands + EXTRA_MODES
+    size = _FIELDS_PER_MODE[polarization] * modes
+    if size >= grid.points:
+        return _whole_space(operator)
+    waves = StandingWaves.shortest(grid.shape, grid.reciprocal, _WAVES_PER_MODE * modes)
+    k = torch.tensor(SYMMETRIC_POINTS, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
+    eigenvalue, fields = operator.standing_modes(waves, modes)
+    for _ in range(_REFINEMENTS[polarization]):
+        fields = fields + _correction(operator, fields, eigenvalue, k)
+    fields = _weighted(operator, fields, eigenvalue, bands)
+
+    # A point k and those that differ from it by a reciprocal vector have different periodic parts: the corners of the
+    # zone come as ±(½, ½) and ±(½, -½).
+    y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
+    other_corner = fields[:, 3:] * torch.exp(2j * torch.pi * y)
+    complex_fields = torch.cat([fields[:, 1:], other_corner], dim=1).flatten(1, 2)
+    real_fields = torch.cat([fields[:, 0].real, complex_fields.real, complex_fields.imag], dim=1)
+    constant = torch.ones_like(real_fields[:, :1])
+    constant = constant / _inner(operator, constant, constant).sqrt()
+    return _reduction(operator, constant, real_fields, size - 1)
+
+
+def extend(operator: BlochOperator, reduction: Reduction, bands: int) -> Reduction:
+    """Add what one correction of the modes between the symmetric points holds beyond the basis."""
+    grid, modes = operator.grid, bands + EXTRA_MODES
+    size = reduction.fields.shape[1]
+    if size == grid.points:
+        return reduction
+    if size + 4 * modes >= grid.points:
+        return _whole_space(operator)
+    k = torch.tensor(BETWEEN, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
+    eigenvalue, fields = ritz_modes(reduction, k, modes)
+    fields = _weighted(operator, _correction(operator, fields, eigenvalue, k), eigenvalue, bands, normalise=False)
+    fields = fields.flatten(1, 2)
+    return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 4 * modes)
+
+
+def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues `(sample, k, mode)` and fields `(sample, k, mode, x, y)` at Cartesian k, in the basis."""
+    eigenvalue, vector = torch.linalg.eigh(hamiltonian(reduction.polynomial, k))
+    vector = vector[..., :modes].mT
+    flat = reduction.fields.flatten(2)[:, None]
+    fields = torch.complex(vector.real @ flat, vector.imag @ flat)
+    return eigenvalue[..., :modes], fields.unflatten(-1, reduction.fields.shape[-2:])
+
+
+def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tensor, bands: int) -> torch.Tensor:
+    """Estimate how far above the true eigenvalue each Ritz value lies, at Cartesian k.
+
+    With the residual r = (K - λM)u, that is ⟨r|(K - λM)⁻¹|r⟩, taken over what the basis misses. There K - λM is K
+    times 1 - λ/ρ, where ρ is the Rayleigh quotient of the missing part, K⁻¹r.
+
+    Returns:
+        Relative errors of the frequency, shape `(sample, k, band)`.
+    """
+    if reduction.fields.shape[1] == operator.grid.points:
+        return reduction.fields.new_zeros(len(reduction.fields), len(k), bands)
+    eigenvalue, fields = ritz_modes(reduction, k, bands)
+    shifted = eigenvalue[..., None, None] * operator.mass()[:, None, None] * fields
+    energy, norm = operator.inverse_norm(operator.stiffness(fields, k) - shifted, k)
+    missing = (1 - eigenvalue * norm / energy.clamp(min=1e-300)).clamp(min=0.1)
+    return energy / missing / (2 * eigenvalue.clamp(min=1e-300))
+
+
+def _correction(
+    operator: BlochOperator, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor
+) -> torch.Tensor:
+    """Return K⁻¹(λM - K)u: with it, one step of inverse iteration."""
+    shifted = eigenvalue[..., None, None] * operator.mass()[:, None, None] * fields
+    return operator.inverse(shifted - operator.stiffness(fields, k), k)
+
+
+def _weighted(
+    operator: BlochOperator, fields: torch.Tensor, eigenvalue: torch.Tensor, bands: int, normalise: bool = True
+) -> torch.Tensor:
+    """Scale modes by how much they matter: low ones most, those above the bands wanted least."""
+    reference = eigenvalue[..., bands - 1].mean(-1)[:, None, None]
+    weight = 1 / (_EXTRA_WEIGHT + (eigenvalue.clamp(min=0) / reference).sqrt())
+    weight[..., bands:] *= _EXTRA_WEIGHT
+    if normalise:
+        mass = operator.mass()[:, None, None]
+        weight = weight / (mass * fields.abs().square()).sum((-2, -1)).sqrt()
+    return weight[..., None, None] * fields
+
+
+def _reduction(operator: BlochOperator, fixed: torch.Tensor, fields: torch.Tensor, count: int) -> Reduction:
+    """Append to orthonormal fields the `count` principal components of others, and project the operator."""
+    shape, mass = fields.shape[-2:], operator.mass()[:, None]
+    fixed = fixed.flatten(2)
+    flat = fields.flatten(2)
+    flat = flat - (flat @ (mass.flatten(2) * fixed).mT) @ fixed
+    variance, mixing = torch.linalg.eigh(flat @ (mass.flatten(2) * flat).mT)
+    variance, mixing = variance[:, -count:].flip(-1), mixing[..., -count:].flip(-1)
+    present = variance > _DEPENDENT * variance[:, :1]
+    scale = torch.where(present, variance, torch.ones_like(variance)).rsqrt() * present
+    basis = torch.cat([fixed, (mixing * scale[:, None]).mT @ flat], dim=1)
+
+    # Small variances leave the components orthonormal to a few digits only: once more, to rounding.
+    gram = basis @ (mass.flatten(2) * basis).mT
+    absent = torch.diag_embed((gram.diagonal(dim1=-2, dim2=-1) < 0.5).to(gram.dtype))
+    basis = torch.linalg.solve_triangular(torch.linalg.cholesky(gram + absent), basis, upper=False)
+    basis = basis.unflatten(-1, shape)
+    polynomial = operator.polynomial(basis)
+    # Absent fields become states of their own, above all others.
+    polynomial[:, 0] += absent * 2 * polynomial[:, 0].diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None]
+    return Reduction(basis, polynomial)
+
+
+def _whole_space(operator: BlochOperator) -> Reduction:
+    """Return one field per mesh point: no reduction."""
+    grid = operator.grid
+    unit = torch.eye(grid.points, dtype=torch.float64, device=grid.reciprocal.device)
+    fields = unit.unflatten(-1, grid.shape) * operator.mass().rsqrt()[:, None]
+    return Reduction(fields, operator.polynomial(fields))
+
+
+def _inner(operator: BlochOperator, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (operator.mass()[:, None] * a * b).sum((-2, -1), keepdim=True)
