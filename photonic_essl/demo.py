@@ -1,0 +1,99 @@
+"""The whole main job, small: cells → labels → pre-training → fine-tuning → predictions beside the truth."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from photonic_essl.data import load_cells
+from photonic_essl.finetuning import finetune
+from photonic_essl.metrics import empty_lattice, relative_errors
+from photonic_essl.plotting import best_median_worst
+from photonic_essl.pretraining import pretrain
+from photonic_essl.regression import load_regressor, predict
+
+UNLABELLED, POOL, VALIDATION, TEST = 3072, 256, 128, 256
+LABELS = 128
+VERIFIED = 2
+SEEDS = {"unlabelled": 0, "pool": 1, "validation": 2, "test": 3}
+
+
+def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
+    """Do the whole main job on blob cells, small enough for two CPU cores: about ten minutes.
+
+    Labels cells with the fast solver and verifies some of them with MPB, pre-trains an encoder on unlabelled cells,
+    fine-tunes it on few labels, and compares it on held-out cells with the same network from new weights and with the
+    empty lattice. Run again, it goes on where it was stopped.
+
+    Args:
+        out: folder for everything that it makes.
+        mpb: whether to verify labels with MPB, where it can be had.
+
+    Raises:
+        RuntimeError: if the labels do not pass their verification.
+        ValueError: if `out` holds a demo of other settings.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    files = {name: out / f"{name}.h5" for name in SEEDS}
+    _make_data(files, verify=mpb)
+    print("\nPre-training on unlabelled cells: invariant to mirrors and quarter turns, predicting half-cell shifts")
+    pretrain(files["unlabelled"], out / "encoder", recipe="e-simclr", probe=files["validation"])
+    print(f"\nFine-tuning on {LABELS} labels, with and without the pre-trained encoder")
+    common = {"labels": LABELS, "validation": files["validation"]}
+    finetune(files["pool"], out / "model", pretrained=out / "encoder", **common)
+    finetune(files["pool"], out / "model-from-scratch", **common)
+    _compare(out, files["test"])
+
+
+def _make_data(files: dict[str, Path], verify: bool) -> None:
+    """Generate the four dataset files, and verify some labels with MPB before they are trusted."""
+    sizes = {"unlabelled": UNLABELLED, "pool": POOL, "validation": VALIDATION, "test": TEST}
+    for name, file in files.items():
+        options = ["--unlabelled"] if name == "unlabelled" else []
+        _data_gen("generate", "blob", "--out", file, "--samples", sizes[name], "--seed", SEEDS[name], *options)
+    if not verify:
+        print("The verification with MPB was skipped, as asked.")
+    elif not _has_mpb():
+        print("MPB cannot be had on this machine, so the verification of the labels was SKIPPED.")
+    else:
+        print(f"\nSolving {VERIFIED} cells of the test file again with MPB")
+        _data_gen("verify", files["test"], "--samples", VERIFIED)
+
+
+def _compare(out: Path, test: Path) -> None:
+    """Read the test file, once, and write predictions, picture and table."""
+    cells = load_cells(test, labelled=True)
+    true = cells.dos
+    scratch = load_regressor(out / "model-from-scratch").predict(cells.epsilon[:, 0])
+    predicted = predict(out / "model", test, out / "predictions.nc")
+    guess = np.broadcast_to(empty_lattice()[: predicted.sizes["frequency"]], predicted.shape)
+    rows = {
+        "empty lattice": relative_errors(guess, true),
+        f"from scratch, {LABELS} labels": relative_errors(scratch, true),
+        f"E-SimCLR, {LABELS} labels": relative_errors(predicted, true),
+    }
+    lines = [f"{'relative error in %, test cells':34s} {'mean':>7s} {'median':>7s} {'worst':>7s}"]
+    for name, errors in rows.items():
+        lines.append(f"{name:34s} {100 * errors.mean():7.2f} {100 * np.median(errors):7.2f} {100 * errors.max():7.2f}")
+    figure = best_median_worst(cells.epsilon[:, 0], predicted, true)
+    figure.savefig(out / "dos.png", dpi=120)
+    table = "\n".join([*lines, f"({len(true)} held-out cells, one seed; 0.24 < ωn < 0.96)"])
+    (out / "summary.txt").write_text(table + "\n")
+    print(f"\n{table}\n\nWrote {out}/: the dataset files, model/, predictions.nc, dos.png, summary.txt")
+
+
+def _data_gen(*words: object) -> None:
+    """Run a command of data-gen, as a user would, in a process of its own."""
+    arguments = [str(word) for word in words]
+    print(f"$ data-gen {shlex.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, "-m", "data_gen.cli", *arguments], check=False)
+    if done.returncode:
+        raise RuntimeError(f"data-gen {arguments[0]} failed with status {done.returncode}")
+
+
+def _has_mpb() -> bool:
+    check = "from data_gen.solvers import mpb; raise SystemExit(not mpb.is_available())"
+    return subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

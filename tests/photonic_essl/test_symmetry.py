@@ -1,0 +1,154 @@
+import pytest
+import torch
+
+from photonic_essl import symmetry
+from photonic_essl.symmetry import Elements, group, published_groups
+
+GROUPS = [
+    "identity",
+    "quarter-turns",
+    "mirrors",
+    "square",
+    "hexagon",
+    "translations/2",
+    "translations",
+    "mirrors * quarter-turns",
+    "translations * mirrors",
+    "hexagon * translations/3",
+]
+GRID = (6, 6)
+
+
+def cells(count=3, channels=2, grid=GRID, seed=0):
+    return torch.rand(count, channels, *grid, generator=torch.Generator().manual_seed(seed)) * 19 + 1
+
+
+def copies_of(chosen, x):
+    return chosen.orbit(x)[0].view(chosen.order(x.shape[2:]), *x.shape)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_elements_are_distinct_and_the_first_changes_nothing(name):
+    copies = copies_of(group(name), cells())
+    assert torch.equal(copies[0], cells())
+    assert len({copy.numpy().tobytes() for copy in copies}) == len(copies)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_closed_under_composition_and_labels_compose(name):
+    chosen, x = group(name), cells()
+    copies = copies_of(chosen, x)
+    first, then = torch.randint(len(copies), (2, 40), generator=torch.Generator().manual_seed(1))
+    both = chosen.compose(first, then, GRID)
+    for i in range(len(first)):
+        moved_twice = chosen.apply(copies[first[i]], Elements(then[i].repeat(len(x))))
+        assert torch.equal(moved_twice, copies[both[i]])
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_every_element_has_an_inverse(name):
+    chosen, x = group(name), cells()
+    labels = torch.arange(chosen.order(GRID))
+    inverse = chosen.inverse(labels, GRID)
+    assert (chosen.compose(labels, inverse, GRID) == 0).all()
+    assert (chosen.compose(inverse, labels, GRID) == 0).all()
+    moved = chosen.apply(copies_of(chosen, x)[-1], Elements(inverse[-1].repeat(len(x))))
+    assert torch.equal(moved, x)
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_sample_is_an_element_of_the_orbit_for_each_cell(name):
+    chosen, x = group(name), cells(20)
+    generator = torch.Generator().manual_seed(3)
+    elements = chosen.draw(len(x), GRID, torch.Generator().manual_seed(3))
+    sampled, copies = chosen.sample(x, generator), copies_of(chosen, x)
+    for i, label in enumerate(elements.labels):
+        assert torch.equal(sampled[i], copies[label, i])
+    if chosen.order(GRID) > 8:
+        assert len(elements.labels.unique()) > 5, "cells do not get elements of their own"
+
+
+def test_elements_are_drawn_uniformly():
+    labels = group("square").draw(8000, GRID, torch.Generator().manual_seed(0)).labels
+    assert (labels.bincount(minlength=8) - 1000).abs().max() < 150
+
+
+def test_the_names_mean_what_they_say():
+    x = cells()
+    assert torch.equal(copies_of(symmetry.quarter_turns(), x)[1], torch.rot90(x, 1, (2, 3)))
+    flips = [torch.flip(x, axes) for axes in ((), (2,), (3,), (2, 3))]
+    assert all(torch.equal(copy, flip) for copy, flip in zip(copies_of(symmetry.mirrors(), x), flips))
+    rolls = [torch.roll(x, (i, j), (2, 3)) for i in (0, 3) for j in (0, 3)]
+    assert all(torch.equal(copy, roll) for copy, roll in zip(copies_of(symmetry.translations(2), x), rolls))
+    assert symmetry.square().order(GRID) == 8
+    assert symmetry.hexagon().order(GRID) == 12
+    assert group("mirrors * quarter-turns").order(GRID) == 8
+    assert group("translations * mirrors").order(GRID) == 36 * 4
+
+
+def test_a_sixth_turn_keeps_distances_on_the_hexagonal_lattice():
+    basis = torch.tensor([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
+    for matrix in symmetry.hexagon().matrices:
+        turned = torch.tensor(matrix).float().T @ basis
+        torch.testing.assert_close(turned @ turned.T, basis @ basis.T)
+
+
+def test_rescaling_keeps_the_permittivity_in_range_and_its_pattern():
+    x = cells(50)
+    scaled = symmetry.rescaling().sample(x, torch.Generator().manual_seed(0))
+    assert scaled.min() >= 0.999
+    assert scaled.max() <= 20.01
+    ratio = (scaled / x).flatten(1)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    assert ratio[:, 0].std() > 0.05
+    both = group("mirrors * rescaling").sample(x, torch.Generator().manual_seed(0))
+    assert both.shape == x.shape
+
+
+def test_shifts_are_parts_of_the_cell():
+    chosen = symmetry.translations()
+    labels = chosen.draw(10, GRID, torch.Generator().manual_seed(0)).labels
+    x = cells(10, 1)
+    shift = (chosen.shifts(labels, GRID) * 6).round().int()
+    moved = chosen.apply(x, Elements(labels))
+    for i in range(10):
+        assert torch.equal(moved[i], torch.roll(x[i], tuple(shift[i].tolist()), (1, 2)))
+
+
+def test_rectangular_cells_can_be_mirrored_but_not_turned():
+    x = cells(grid=(4, 6))
+    assert torch.equal(copies_of(symmetry.mirrors(), x)[1], torch.flip(x, (2,)))
+    with pytest.raises(ValueError, match=r"quarter-turns.*as many points along x as along y, got 4 × 6"):
+        symmetry.quarter_turns().sample(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "lattice", "message"),
+    [
+        ("quarter-turns", (6, 6), "hexagonal", "does not map a hexagonal cell onto itself"),
+        ("hexagon", (6, 6), "square", "does not map a square cell onto itself"),
+        ("translations/4", (6, 6), "square", "divisible by 4, got 6 × 6"),
+        ("mirrors", (6, 6), "cubic", "must be one of square, hexagonal, got 'cubic'"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(name, grid, lattice, message):
+    with pytest.raises(ValueError, match=message):
+        group(name).check_fits(grid, lattice)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"unknown group 'spin'; there are identity, translations"):
+        group("mirrors * spin")
+    with pytest.raises(ValueError, match="unknown group 'mirrors/2'"):
+        group("mirrors/2")
+    with pytest.raises(ValueError, match="no finite orbit"):
+        symmetry.rescaling().orbit(cells())
+    with pytest.raises(ValueError, match="no groups were published for the family 'rods'"):
+        published_groups("rods")
+
+
+def test_published_groups():
+    invariance, equivariance = published_groups("blob")
+    assert (invariance.order((32, 32)), equivariance.order((32, 32))) == (8, 4)
+    invariance, equivariance = published_groups("gpm")
+    assert (invariance.order((32, 32)), equivariance.order((32, 32))) == (4 * 32**2, 4)
