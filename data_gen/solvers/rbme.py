@@ -176,7 +176,7 @@ def _solve_reduced(
     error = error_estimate(operator, reduction, k, bands)
     exact, _ = ritz_modes(reduction, k, bands)
     scale = 2 * exact.clamp(min=_NEGLIGIBLE**2)
-    error = _SAFETY * (error + (eigenvalue[:, :checked] - exact).abs() / scale).amax((1, 2))
+    error = (_SAFETY * error + (eigenvalue[:, :checked] - exact).abs() / scale).amax((1, 2))
 
     eigenvalue, slope = eigenvalue[:, checked:].clamp(min=0), slope[:, checked:] * plan.sign[checked:, None, None]
     eigenvalue[:, (wavevectors == np.round(wavevectors)).all(1), 0] = 0.0
