@@ -18,9 +18,12 @@ from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TAS
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
 from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit
+from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device
 
 ROLES = ("predicted", "invariance", "unused")
+LARGEST_ORBIT = 64
+"""Groups with more elements than this are not predicted element by element: a step sees the whole orbit."""
+
 _INITIALISATION = 2
 
 
@@ -122,6 +125,7 @@ def pretrain(
             "precision": precision,
         },
     )
+    device = resolved_device(device)
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_folder(Encoder, out, None if encoder in NETWORKS else make_network(encoder, 1, cells.grid))
@@ -215,9 +219,7 @@ class Pretraining(SeededModule):
         self.cells = cells.epsilon
         self.views, predicted = groups
         grid = cells.grid
-        task = None
-        if predicted.order(grid) > 1:
-            task = PREDICTION_TASKS[settings["prediction"]](predicted, grid)
+        task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(seed, _INITIALISATION))
@@ -272,6 +274,22 @@ class Pretraining(SeededModule):
         outputs = self.classifier(representation[question.rows].flatten(1))
         with torch.autocast(cells.device.type, enabled=False):
             return self.objective.prediction(outputs.float(), question.target)
+
+
+def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int]) -> nn.Module:
+    """Return the task of predicting the elements of a group.
+
+    Raises:
+        ValueError: if there is no such task, or it is not for this group.
+    """
+    if name not in PREDICTION_TASKS:
+        raise ValueError(f"`prediction` must be one of {', '.join(PREDICTION_TASKS)}, got {name!r}.")
+    if name != "continuous" and predicted.order(grid) > LARGEST_ORBIT:
+        raise ValueError(
+            f"the {predicted.order(grid)} elements are too many to tell apart one by one (`{predicted.name}`; "
+            f"{LARGEST_ORBIT} at most); predict translations as continuous."
+        )
+    return PREDICTION_TASKS[name](predicted, grid)
 
 
 def _invariance(settings: Mapping[str, Any]) -> nn.Module:

@@ -6,6 +6,7 @@ has to be remembered for a run to go on after it was killed and end with the sam
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -157,7 +158,7 @@ class SeededModule(lightning.LightningModule):
         else:
             optimizer = torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay)
         steps = self.epochs * len(self.train_dataloader())
-        factor = (lambda step: 0.5 + 0.5 * np.cos(np.pi * step / steps)) if self.cosine else (lambda step: 1.0)
+        factor = (lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps)) if self.cosine else (lambda step: 1.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from photonic_essl.data import load_cells
+
+from .conftest import FREQUENCY, write_cells
+
+
+def test_cells_and_labels_come_as_tensors(labelled):
+    cells = load_cells(labelled, labelled=True)
+    stored = xr.load_dataset(labelled)
+    assert cells.epsilon.shape == (20, 1, 32, 32)
+    assert cells.epsilon.dtype == torch.float32
+    np.testing.assert_array_equal(cells.epsilon[:, 0], stored["epsilon"])
+    np.testing.assert_array_equal(cells.dos, stored["dos"][:, :400])
+    assert (cells.grid, cells.lattice, cells.attributes["family"]) == ((32, 32), "square", "blob")
+
+
+def test_failed_cells_have_no_labels(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 6)
+    stored = xr.load_dataset(path)
+    stored["status"][2] = 1
+    stored["dos"][2] = np.nan
+    stored.to_netcdf(path, engine="h5netcdf")
+    assert len(load_cells(path, labelled=True)) == 5
+    assert len(load_cells(path)) == 6
+
+
+def test_the_fingerprint_is_of_the_contents(tmp_path):
+    first, again, other = (write_cells(tmp_path / name, 4, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert load_cells(first).fingerprint == load_cells(again).fingerprint != load_cells(other).fingerprint
+
+
+def test_a_missing_damaged_unlabelled_or_other_file_is_refused(tmp_path, unlabelled, labelled):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.nc"):
+        load_cells(tmp_path / "nothing.nc")
+    damaged = tmp_path / "damaged.nc"
+    damaged.write_bytes(labelled.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"damaged\.nc"):
+        load_cells(damaged)
+    with pytest.raises(ValueError, match="is unlabelled: it has no `dos`"):
+        load_cells(unlabelled, labelled=True)
+    with pytest.raises(ValueError, match=r"on 500 frequencies from 0 to 0\.9; networks predict the first 400 of 500"):
+        load_cells(write_cells(tmp_path / "coarse.nc", 3, frequency=FREQUENCY * 0.75), labelled=True)

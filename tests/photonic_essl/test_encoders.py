@@ -1,0 +1,138 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from photonic_essl.encoders import Encoder, load_folder, make_network, multilayer
+from photonic_essl.periodic import PeriodicConvolution
+
+
+def own_network(channels, grid):
+    """A network as a user would bring it."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * grid[0] * grid[1], 16), nn.BatchNorm1d(16))
+
+
+class EncoderContract:
+    """What every encoder must do; a new one inherits these tests by giving `name`, and `trunk` if it is periodic."""
+
+    name: str
+    grid = (32, 32)
+
+    @pytest.fixture
+    def encoder(self):
+        torch.manual_seed(0)
+        encoder = Encoder.of(self.name, 1, self.grid)
+        encoder(self.cells())  # moves the running statistics away from where they start
+        return encoder.eval()
+
+    def cells(self, count=4):
+        return torch.rand(count, 1, *self.grid, generator=torch.Generator().manual_seed(0)) * 19 + 1
+
+    def test_shape_dtype_and_device(self, encoder):
+        representation = encoder(self.cells())
+        assert representation.shape == (4, encoder.features)
+        assert representation.dtype == torch.float32
+        assert encoder.double()(self.cells().double()).dtype == torch.float64
+        assert encoder.to("meta")(self.cells().double().to("meta")).device.type == "meta"
+
+    def test_a_cell_does_not_depend_on_its_batch(self, encoder):
+        encoder, cells = encoder.double(), self.cells().double()
+        together = encoder(cells)
+        for i in range(len(cells)):
+            torch.testing.assert_close(encoder(cells[i : i + 1])[0], together[i], rtol=1e-9, atol=1e-9)
+
+    def test_every_parameter_learns(self, encoder):
+        encoder.train()(self.cells(16)).square().sum().backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
+
+    def test_cells_differ(self, encoder):
+        assert encoder(self.cells()).std(0).max() > 1e-3
+
+    def test_saved_and_loaded_alike(self, encoder, tmp_path):
+        encoder.save_pretrained(tmp_path)
+        assert not list(tmp_path.glob("*.bin")) + list(tmp_path.glob("*.pt"))
+        network = make_network(self.name, 1, self.grid) if ":" in self.name else None
+        loaded = load_folder(Encoder, tmp_path, network)
+        assert loaded.name == self.name
+        assert torch.equal(loaded(self.cells()), encoder(self.cells()))
+
+
+class PeriodicContract(EncoderContract):
+    """What a periodic encoder must do besides: its trunk moves along with a shifted cell."""
+
+    grid = (64, 64)
+
+    def test_the_trunk_moves_along_with_the_cell(self, encoder):
+        network = encoder.double().network
+        cells = self.cells().double()
+        there = network.trunk(torch.roll(cells, (network.stride, -network.stride), (2, 3)))
+        moved = torch.roll(network.trunk(cells), (1, -1), (2, 3))
+        torch.testing.assert_close(there, moved, rtol=1e-9, atol=1e-9)
+        assert (moved - network.trunk(cells)).abs().max() > 1e-3, "a shift leaves the trunk as it is"
+
+
+class TestPaper(EncoderContract):
+    name = "paper"
+
+    def test_parameters_are_the_published_ones(self):
+        shapes = [tuple(p.shape) for name, p in Encoder("paper").named_parameters() if p.ndim > 1]
+        assert shapes == [(64, 1, 7, 7), (256, 64, 7, 7), (256, 256, 7, 7), (1024, 256), (1024, 1024)]
+
+
+class TestPaperCircular(PeriodicContract):
+    name = "paper-circular"
+
+
+class TestLight(PeriodicContract):
+    name = "light"
+
+
+class TestOwn(EncoderContract):
+    name = "tests.photonic_essl.test_encoders:own_network"
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2), (7, 1)])
+def test_periodic_convolution_is_torchs_with_its_gradients(size, stride):
+    torch.manual_seed(0)
+    reference = nn.Conv2d(2, 3, size, stride, size // 2, padding_mode="circular", bias=False).double()
+    ours = PeriodicConvolution(2, 3, size, stride).double()
+    ours.load_state_dict(reference.state_dict())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 2, 8, 12, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+        torch.testing.assert_close(ours(x), reference(x))
+        gradients = [torch.autograd.grad(layer(x).sin().sum(), [x, layer.weight]) for layer in (ours, reference)]
+        for found, expected in zip(*gradients):
+            torch.testing.assert_close(found, expected)
+
+
+def test_normalisations_are_not_shared():
+    layers = multilayer([8, 4, 4, 2], normalise=True)
+    assert [type(layer).__name__ for layer in layers] == [
+        "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d", "ReLU", "Linear",
+    ]  # fmt: skip
+    assert layers[1] is not layers[4]
+
+
+def test_bad_names_and_grids_are_refused():
+    with pytest.raises(ValueError, match="unknown encoder 'tiny'; there are paper, paper-circular, light, or your own"):
+        make_network("tiny")
+    with pytest.raises(ValueError, match="no encoder 'nowhere:make'"):
+        make_network("nowhere:make")
+    with pytest.raises(ValueError, match="`light` encoder needs a grid of multiples of 8 points, got \\(30, 30\\)"):
+        make_network("light", 1, (30, 30))
+    with pytest.raises(ValueError, match="not a preset, and has to be given"):
+        Encoder("os:getcwd")
+
+
+def test_folders_of_another_kind_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no saved encoder: there is no config.json"):
+        load_folder(Encoder, tmp_path)
+    Encoder("light").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "name": "paper"}))
+    with pytest.raises(ValueError, match="of another architecture"):
+        load_folder(Encoder, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"layers": 3}))
+    with pytest.raises(ValueError, match="holds no encoder: its settings are layers"):
+        load_folder(Encoder, tmp_path)

@@ -1,0 +1,231 @@
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from photonic_essl.data import load_cells
+from photonic_essl.encoders import Encoder
+from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.plotting import read_log
+from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain, probe_error
+from photonic_essl.recipes import load_recipe, recipe_names
+from photonic_essl.symmetry import group
+from photonic_essl.training import DivergenceError
+
+SMALL = {"epochs": 2, "batch_size": 8, "device": "cpu", "progress": False}
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def command(data, out, *options):
+    program = "import torch; torch.set_num_threads(1); from photonic_essl.cli import main; main()"
+    return [sys.executable, "-c", program, "pretrain", "--data", str(data), "--out", str(out), *options]
+
+
+@pytest.fixture(scope="module")
+def finished(unlabelled, labelled, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    pretrain(unlabelled, out, probe=labelled, probe_every=1, **SMALL)
+    return out
+
+
+def test_a_run_leaves_encoder_settings_logs_and_cost(finished, unlabelled):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["finished"]
+    assert record["seconds"] > 0
+    assert record["settings"]["invariance"] == "mirrors * quarter-turns"
+    assert record["settings"]["equivariance"] == "translations/2"
+    assert record["settings"]["weight"] == 5.0
+    assert record["settings"]["data"] == load_cells(unlabelled).fingerprint
+    assert torch.__version__.startswith(record["sittings"][0]["versions"]["torch"])
+    assert record["results"]["steps"] == 6
+    assert list(finished.glob("tensorboard/*/events*"))
+    assert not [file for file in finished.rglob("*") if file.suffix in (".pt", ".pkl", ".part")]
+    for quantity in ("loss", "invariance_loss", "prediction_loss", "prediction_accuracy"):
+        assert math.isfinite(read_log(finished, quantity)[1][0])
+    assert list(read_log(finished, "probe_relative_error")[0]) == [3, 6]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_others(finished, unlabelled, labelled, tmp_path):
+    pretrain(unlabelled, tmp_path / "again", probe=labelled, probe_every=1, **SMALL)
+    assert same(weights(finished), weights(tmp_path / "again"))
+    pretrain(unlabelled, tmp_path / "other", seed=1, **SMALL)
+    assert not same(weights(finished), weights(tmp_path / "other"))
+
+
+def test_probing_changes_nothing(finished, unlabelled, tmp_path):
+    pretrain(unlabelled, tmp_path / "unprobed", **SMALL)
+    assert same(weights(finished), weights(tmp_path / "unprobed"))
+
+
+def test_a_finished_run_is_left_alone(finished, unlabelled, labelled, capsys):
+    before = {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+    pretrain(unlabelled, finished, probe=labelled, probe_every=1, **SMALL)
+    assert "finished; nothing was changed" in capsys.readouterr().out
+    assert before == {file: file.stat().st_mtime_ns for file in finished.rglob("*")}
+
+
+def test_other_settings_over_a_run_are_refused(finished, unlabelled, labelled):
+    with pytest.raises(ValueError, match=r"weight: 5.0 there, 2.0 asked"):
+        pretrain(unlabelled, finished, probe=labelled, probe_every=1, weight=2.0, **SMALL)
+
+
+def test_a_folder_of_something_else_is_refused(unlabelled, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        pretrain(unlabelled, tmp_path, **SMALL)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_path):
+    options = ("--epochs", "40", "--batch-size", "8", "--device", "cpu", "--no-progress")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(command(unlabelled, killed, *options))
+    deadline = time.monotonic() + 120
+    while not (killed / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model.safetensors").exists()
+
+    settings = {**SMALL, "epochs": 40}
+    pretrain(unlabelled, killed, **settings)
+    pretrain(unlabelled, tmp_path / "whole", **settings)
+    assert same(weights(killed), weights(tmp_path / "whole"))
+    assert len(json.loads((killed / "run.json").read_text())["sittings"]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_that_one_takes(unlabelled, tmp_path):
+    # One step of plain gradient descent at rate 1: the weights move by the gradient.
+    options = ("--epochs", "1", "--batch-size", "24", "--optimizer", "sgd", "--learning-rate", "1", "--no-progress")
+    for name, devices in (("one", "1"), ("two", "2")):
+        done = command(unlabelled, tmp_path / name, *options, "--device", "cpu", "--devices", devices)
+        subprocess.run(done, check=True, timeout=300)
+    cells = load_cells(unlabelled)
+    settings = load_recipe("e-simclr", "light") | {"batch_size": 24}
+    start = Pretraining(cells, "light", settings, named_groups(cells, "predicted")).encoder.state_dict()
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, value in one.items():
+        if value.dtype.is_floating_point and "running" not in name:
+            gradient = value - start[name]
+            torch.testing.assert_close(two[name] - start[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
+        elif "running" in name:
+            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipe_names() if name not in ("supervised", "e-simclr")])
+def test_every_recipe_learns(recipe, unlabelled, tmp_path):
+    encoder = pretrain(unlabelled, tmp_path / "run", recipe=recipe, **SMALL)
+    cells = load_cells(unlabelled).epsilon
+    assert torch.isfinite(encoder(cells)).all()
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert settings["objective"] in recipe
+    if recipe == "simclr+t":
+        assert settings["invariance"] == "mirrors * quarter-turns * translations/2"
+    if not recipe.startswith("e-"):
+        assert settings["equivariance"] == "identity"
+
+
+@pytest.mark.parametrize(("task", "asked"), [("relative", "quarter-turns"), ("continuous", "translations")])
+def test_other_prediction_tasks(task, asked, unlabelled, tmp_path):
+    pretrain(unlabelled, tmp_path / "run", prediction=task, equivariance=asked, **SMALL)
+    assert 0 <= read_log(tmp_path / "run", "prediction_accuracy")[1][0] <= 1
+
+
+@pytest.mark.parametrize("encoder", ["paper", "light"])
+def test_recipes_hold_the_published_hyperparameters(encoder):
+    recipe = load_recipe("e-simclr", encoder)
+    assert (recipe["objective"], recipe["temperature"], recipe["weight"]) == ("simclr", 0.1, 5.0)
+    if encoder == "paper":
+        published = {"optimizer": "sgd", "learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 0.0}
+        published |= {"batch_size": 256, "epochs": 200, "projector": [512, 512, 256], "classifier": [512, 512]}
+        assert recipe.items() >= published.items()
+
+
+def test_the_equivariance_branch_sees_all_copies_of_the_untransformed_batch(unlabelled):
+    cells = load_cells(unlabelled)
+    settings = load_recipe("e-simclr", "light") | {"batch_size": 8}
+    module = Pretraining(cells, "light", settings, named_groups(cells, "predicted"))
+    seen = []
+    module.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    module.losses(torch.arange(8), torch.Generator().manual_seed(0))
+    views, copies = seen
+    assert len(views) == 16
+    assert torch.equal(copies, group("translations/2").orbit(cells.epsilon[:8])[0])
+
+
+def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
+    with pytest.raises(ValueError, match="`paper-circular` is invariant by construction to `translations/2`"):
+        pretrain(unlabelled, tmp_path / "run", encoder="paper-circular", **SMALL)
+    cells = load_cells(unlabelled).epsilon
+    check_can_tell_apart(Encoder("paper-circular"), group("quarter-turns"), cells)
+    check_can_tell_apart(Encoder("paper"), group("translations/2"), cells)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(unlabelled, tmp_path, monkeypatch):
+    whole = Pretraining.losses
+
+    def spoilt(self, rows, generator):
+        losses = whole(self, rows, generator)
+        return losses if self.global_step != 4 else losses | {"loss": losses["loss"] * float("nan")}
+
+    monkeypatch.setattr(Pretraining, "losses", spoilt)
+    with pytest.raises(DivergenceError, match=r"not finite at step 4 \(epoch 2\); the last good checkpoint is kept"):
+        pretrain(unlabelled, tmp_path / "run", **SMALL)
+    kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
+    monkeypatch.undo()
+    pretrain(unlabelled, tmp_path / "run", **SMALL)
+
+
+def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
+    cells = load_cells(labelled, labelled=True)
+    guess = relative_error(empty_lattice()[None, :400].repeat(10, 0), cells.dos[10:])
+    assert 0 < probe_error(Encoder("light"), cells) < 2 * guess
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipe": "magic"}, "unknown recipe 'magic'; the recipes are e-barlow, e-simclr"),
+        ({"recipe": "supervised"}, "has no pre-training"),
+        ({"encoder": "tiny"}, "unknown encoder 'tiny'"),
+        ({"family": "rods"}, "no groups were published for the family 'rods'"),
+        ({"invariance": "spin"}, "unknown group 'spin'"),
+        ({"equivariance": "hexagon"}, "does not map a square cell"),
+        ({"equivariance": "translations/5"}, "divisible by 5"),
+        ({"prediction": "guess"}, "`prediction` must be one of absolute, relative, continuous, got 'guess'"),
+        ({"prediction": "continuous", "equivariance": "mirrors"}, "continuous prediction is for translations"),
+        ({"equivariance": "translations"}, "1024 elements are too many to tell apart one by one"),
+        ({"batch_size": 1}, "`batch_size` must be at least 2"),
+        ({"batch_size": 25}, "`batch_size` 25 is larger than the 24 cells there are"),
+        ({"epochs": 0}, "`epochs` must be at least 1"),
+        ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
+        ({"optimizer": "lbfgs"}, "`optimizer` must be one of adam, sgd"),
+        ({"device": "tpu"}, "`device` must be one of auto, cpu, gpu"),
+        ({"recipe": "e-barlow", "temperature": 1.0}, "this recipe has no temperature"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(settings, message, unlabelled, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        pretrain(unlabelled, tmp_path / "run", **SMALL | settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unlabelled_file_is_no_probe(unlabelled, tmp_path):
+    with pytest.raises(ValueError, match="is unlabelled"):
+        pretrain(unlabelled, tmp_path / "run", probe=unlabelled, **SMALL)
