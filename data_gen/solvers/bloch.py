@@ -42,11 +42,23 @@ class Grid:
         opposite = -order.flip((0, 1)).roll((1, 1), (0, 1))
         self.g = order @ self.reciprocal
         self.g_opposite = opposite @ self.reciprocal
+        self._standing_waves: dict[int, StandingWaves] = {}
 
     @property
     def points(self) -> int:
         """Number of mesh points, which is the number of plane waves."""
         return self.shape[0] * self.shape[1]
+
+    def standing_waves(self, count: int) -> StandingWaves:
+        """Return about `count` cosines and sines at each wavevector with k ≡ -k."""
+        if count not in self._standing_waves:
+            self._standing_waves[count] = StandingWaves.shortest(self.shape, self.reciprocal, count)
+        return self._standing_waves[count]
+
+    def squared_length(self, k: torch.Tensor) -> torch.Tensor:
+        """Return |k + G|² at Cartesian k `(k, 2)`, the mean over both choices, with shape `(k, 1, x, y)`."""
+        k = k[:, None, None, None]
+        return ((k + self.g).square().sum(-1) + (k + self.g_opposite).square().sum(-1)) / 2
 
 
 class BlochOperator(ABC):
@@ -66,8 +78,11 @@ class BlochOperator(ABC):
         """Return K(k) u."""
 
     @abstractmethod
-    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Return K(k)⁻¹ u, or nearly so; without its mean at k = 0, where K is singular."""
+    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K⁻¹(λM - K)u, or nearly so: added to u, it makes a step of inverse iteration.
+
+        Where K is singular, at k = 0, the mean is left out. `eigenvalue` λ has shape `(sample, k, mode)`.
+        """
 
     @abstractmethod
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -114,19 +129,16 @@ class TransverseMagnetic(BlochOperator):
     def mass(self) -> torch.Tensor:
         return self.epsilon
 
-    def symbol(self, k: torch.Tensor) -> torch.Tensor:
-        """Return |k + G|², the eigenvalues of K(k), with shape `(k, 1, x, y)`."""
-        k = k[:, None, None, None, :]
-        return ((k + self.grid.g).square().sum(-1) + (k + self.grid.g_opposite).square().sum(-1)) / 2
-
     def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return torch.fft.ifft2(self.symbol(k) * torch.fft.fft2(fields))
+        return torch.fft.ifft2(self.grid.squared_length(k) * torch.fft.fft2(fields))
 
-    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        return torch.fft.ifft2(_reciprocal(self.symbol(k)) * torch.fft.fft2(fields))
+    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        image = torch.fft.fft2(self.epsilon[:, None, None] * fields) * eigenvalue[..., None, None]
+        inverse = _reciprocal(self.grid.squared_length(k))
+        return torch.fft.ifft2(inverse * image - (inverse > 0) * torch.fft.fft2(fields))
 
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        image = self.inverse(fields, k)
+        image = torch.fft.ifft2(_reciprocal(self.grid.squared_length(k)) * torch.fft.fft2(fields))
         return _inner(fields, image), _inner(image, self.epsilon[:, None, None] * image)
 
     def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -148,7 +160,7 @@ class TransverseMagnetic(BlochOperator):
         weight[0] = 1.0
         if grid.shape[1] % 2 == 0:
             weight[-1] = 1.0
-        squared = (self.symbol(torch.zeros_like(grid.reciprocal[:1]))[0, 0, :, :columns] * weight).flatten()
+        squared = (grid.squared_length(torch.zeros_like(grid.reciprocal[:1]))[0, 0, :, :columns] * weight).flatten()
         linear = ((grid.g + grid.g_opposite)[:, :columns] * weight[:, None]).flatten(0, 1)
         real, imaginary = (part.flatten(2).contiguous() for part in (half.real, half.imag))
         parts = torch.cat([real, imaginary], dim=2)
@@ -179,30 +191,27 @@ class TransverseElectric(BlochOperator):
         return torch.ones_like(self.inverse_epsilon[..., 0, 0])
 
     def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        spectrum = torch.fft.fft2(fields)
-        k = k[:, None, None]
-        images = [self._divergence_of_flux(spectrum, k + g) for g in (self.grid.g, self.grid.g_opposite)]
-        return torch.fft.ifft2((images[0] + images[1]) / 2)
+        return torch.fft.ifft2(self._apply(torch.fft.fft2(fields), k))
 
-    def inverse(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Return K(k)⁻¹ u to a relative 1e-2, by Chebyshev iteration preconditioned with |k + G|⁻².
+    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K⁻¹(λ - K)u to a relative 1e-2, by Chebyshev iteration preconditioned with |k + G|⁻².
 
         The spectrum of |k + G|⁻² K lies between the extreme eigenvalues of η, so that the degree that a cell needs is
         known beforehand and no inner products are taken.
         """
-        kappa = k[:, None, None] + self.grid.g
-        precondition = _reciprocal(kappa.square().sum(-1))[:, None]
+        precondition = _reciprocal(self.grid.squared_length(k))
         centre, radius = (self.highest + self.lowest) / 2, (self.highest - self.lowest) / 2
         contraction = (centre + (centre.square() - radius.square()).sqrt()) / radius.clamp(min=1e-9 * centre)
         degree = (np.log(2 / _INVERSE_TOLERANCE) / contraction.log()).ceil().clamp(min=1)
         centre, radius, degree = (part[:, None, None, None, None] for part in (centre, radius, degree))
 
-        residual = torch.fft.fft2(fields)
+        spectrum = torch.fft.fft2(fields)
+        residual = eigenvalue[..., None, None] * spectrum - self._apply(spectrum, k)
         step = precondition * residual
         length = 1 / centre
         solution = length * step
         for iteration in range(1, int(degree.max())):
-            residual = residual - length * self._divergence_of_flux(step, kappa)
+            residual = residual - length * self._apply(step, k)
             momentum = (radius * length).square() / (2 if iteration == 1 else 4)
             length = 1 / (centre - momentum / length)
             step = precondition * residual + momentum * step
@@ -210,18 +219,27 @@ class TransverseElectric(BlochOperator):
         return torch.fft.ifft2(solution)
 
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kappa = k[:, None, None] + self.grid.g
-        typical = (self.lowest * self.highest).sqrt()[:, None, None, None, None]
-        image = torch.fft.ifft2(_reciprocal(kappa.square().sum(-1))[:, None] / typical * torch.fft.fft2(fields))
-        return _inner(fields, image), _inner(image, image)
+        # Along one preconditioned direction only: from below, by a factor that the contrast bounds.
+        spectrum = torch.fft.fft2(fields, norm="ortho")
+        direction = _reciprocal(self.grid.squared_length(k)) * spectrum
+        along = _inner(spectrum, direction)
+        stiffness = _inner(direction, self._apply(direction, k)).clamp(min=1e-300)
+        energy = along.square() / stiffness
+        return energy, energy * _inner(direction, direction) / stiffness
 
-    def _divergence_of_flux(self, spectrum: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-        """Return (k + G)·η(k + G') of a spectrum `(sample, k, mode, x, y)`, for k + G of shape `(k, x, y, 2)`."""
-        along_x, along_y = kappa[:, None].unbind(-1)
-        slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
+    def _apply(self, spectrum: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        """Return K(k) in Fourier space, on a spectrum `(sample, k, mode, x, y)`."""
+        # The mean over both choices for the highest frequencies: cross terms between them and the rest cancel.
+        paired = k[:, None, None] + (self.grid.g + self.grid.g_opposite) / 2
+        unpaired = ((self.grid.g - self.grid.g_opposite) / 2)[None]
         xx, xy, yy = (self.inverse_epsilon[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-        flux_x, flux_y = xx * slope_x + xy * slope_y, xy * slope_x + yy * slope_y
-        return along_x * torch.fft.fft2(flux_x) + along_y * torch.fft.fft2(flux_y)
+        image = torch.zeros_like(spectrum)
+        for kappa in (paired, unpaired):
+            along_x, along_y = kappa[:, None].unbind(-1)
+            slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
+            image += along_x * torch.fft.fft2(xx * slope_x + xy * slope_y)
+            image += along_y * torch.fft.fft2(xy * slope_x + yy * slope_y)
+        return image
 
     def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = waves.stiffness(self.inverse_epsilon)

@@ -1,12 +1,12 @@
 """The second reduction: bands at every k of a patch of the Brillouin zone from one small k·p model at its centre.
 
-At the centre c the lowest p states are kept. At k = c + q the states left out follow them through second order in q, and
-eliminating them leaves an effective Hamiltonian of size p that is a quartic in q (quasi-degenerate perturbation theory:
-Löwdin, J. Chem. Phys. 19 (1951) 1396; Winkler, Spin-Orbit Coupling Effects (Springer, 2003), appendix B). Its fifteen
-coefficients are computed once per patch; each k is then one small Hermitian eigenproblem.
+At the centre c the lowest p states are kept. At k = c + q the states left out follow them through second order in q,
+and eliminating them leaves an effective Hamiltonian of size p that is a quartic in q (quasi-degenerate perturbation
+theory: Löwdin, J. Chem. Phys. 19 (1951) 1396; Winkler, Spin-Orbit Coupling Effects (Springer, 2003), appendix B). Its
+fifteen coefficients are computed once per patch; each k is then one small Hermitian eigenproblem.
 
-Homogeneous polynomials in q of degree d are tensors with d + 1 coefficients, those of qx^(d-i) qy^i, in dimension -2, between
-rows and columns.
+Homogeneous polynomials in q of degree d are tensors with d + 1 coefficients, those of qx^(d-i) qy^i, in dimension -2,
+between rows and columns.
 """
 
 from typing import NamedTuple

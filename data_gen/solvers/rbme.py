@@ -15,27 +15,16 @@ from data_gen.lattices import basis_vectors
 from data_gen.solvers import patches
 from data_gen.solvers.bloch import BlochOperator, Grid, TransverseElectric, TransverseMagnetic
 from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
-from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
+from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes, ritz_values
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 2e-5  # relative, in frequency
-# Where a cell's error is estimated, in units of the reciprocal vectors: corners of patches, where k·p models are worst;
-# the error of the basis is much the same everywhere. A set that maps onto itself under the symmetries of the square.
-_CHECKED = np.array([(0.3, 0.3), (0.3, -0.3), (0.5, 0.5), (0.5, -0.5)])
-_SAFETY = 2.0  # of the estimate, which sees a few wavevectors only
+_EXTENSIONS = 4  # of the basis, at most
+# Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted.
+_PATCHES = ((5, 6), (7, 8), (11, 10), (17, 16))
+_SAFETY = 2.0  # of estimated errors, which see a few wavevectors only
 _NEGLIGIBLE = 0.02  # a frequency below which errors are taken relative to it
 _MATRICES_AT_ONCE = {"cpu": 150, "cuda": 100_000}  # small enough to stay in a cache; large enough to fill a GPU
-
-
-class Effort(NamedTuple):
-    """How hard to try: extensions of the basis, patches along each reciprocal vector, states kept above `bands`."""
-
-    extensions: int
-    patches: int
-    extra_states: int
-
-
-EFFORTS = (Effort(0, 5, 6), Effort(1, 7, 8), Effort(2, 9, 12), Effort(3, 15, 16))
 
 
 class _Plan(NamedTuple):
@@ -68,8 +57,8 @@ def solve_bands(
     """Solve the bands of a batch of cells, on exactly the permittivity (TM) or smoothed tensor (TE) that MPB gets.
 
     Args:
-        epsilon: relative permittivity, shape `(sample, x, y)`. Where it requires gradients, `frequency` carries them, by
-            Hellmann and Feynman (velocities do not).
+        epsilon: relative permittivity, shape `(sample, x, y)`. Where it requires gradients, `frequency` carries them,
+            by Hellmann and Feynman (velocities do not).
         wavevectors: shape `(k, 2)`, in units of the reciprocal vectors.
         bands: number of bands.
         polarization: "tm" (E along z) or "te" (H along z).
@@ -90,10 +79,8 @@ def solve_bands(
     basis = basis_vectors() if basis is None else np.asarray(basis, dtype=np.float64)
     cells, factor = checked_cells(epsilon, bands=bands, polarization=polarization, resolution=resolution)
     cells = cells if device is None else cells.to(device)
-    if polarization == "tm":
-        medium = block_mean(cells, factor)
-    else:
-        medium = effective_inverse_permittivity(cells, factor, basis)
+    tm = polarization == "tm"
+    medium = block_mean(cells, factor) if tm else effective_inverse_permittivity(cells, factor, basis)
     grid = Grid(tuple(medium.shape[1:3]), basis, medium.device)
     wavevectors = np.asarray(wavevectors, dtype=np.float64)
 
@@ -121,35 +108,36 @@ def _solve_some(
     polarization: str,
     tolerance: float,
 ) -> Bands:
-    """Solve cells `start`, `start + 1`, … together, and those that need it again with more effort."""
+    """Solve cells `start`, `start + 1`, … together: each with the smallest basis and the fewest patches that do."""
     shape = (len(medium), len(wavevectors), bands)
-    frequency = grid.reciprocal.new_zeros(shape)
-    velocity = grid.reciprocal.new_zeros((*shape, 2))
-    error = torch.full(shape[:1], torch.inf, dtype=torch.float64, device=medium.device)
+    answer = Bands(
+        medium.new_zeros(shape), medium.new_zeros((*shape, 2)), torch.full_like(medium.flatten(1)[:, 0], torch.inf)
+    )
+    answer = Bands(*(part.detach() for part in answer))
     pending = torch.arange(len(medium), device=medium.device)
-    pieces = []
-    for effort in EFFORTS:
+    reduction, reductions = None, []
+    for _ in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], grid, polarization)
-        reduction = first_reduction(operator, polarization, bands)
-        for _ in range(effort.extensions):
-            reduction = extend(operator, reduction, bands)
-        solved = _solve_reduced(operator, reduction, wavevectors, bands, effort)
-        frequency[pending], velocity[pending], error[pending] = solved
-        done = solved.error <= tolerance
-        if medium.requires_grad:
-            pieces.append((pending[done], Reduction(*(part[done] for part in reduction))))
-        pending = pending[~done]
+        reduction = extend(operator, reduction, bands) if reduction else first_reduction(operator, polarization, bands)
+        corners = _corners(_PATCHES[0][0], grid)
+        error = _SAFETY * error_estimate(operator, reduction, _cartesian(corners, grid), bands).amax((1, 2))
+        answer.error[pending] = error
+        done = error <= tolerance / 2
+        _solve_reduced(answer, pending[done], reduction.select(done), error[done], wavevectors, grid, tolerance)
+        reductions.append((pending[done], reduction.select(done)))
+        pending, reduction = pending[~done], reduction.select(~done)
         if not len(pending):
             break
-    else:
-        worst = int(pending[error[pending].argmax()])
+    worst = int(answer.error.argmax())
+    if answer.error[worst] > tolerance:
         raise ConvergenceError(
-            f"cell {start + worst}: estimated relative error {error[worst].item():.1e}, over `tolerance` {tolerance}"
+            f"cell {start + worst}: estimated relative error {answer.error[worst]:.1e}, over `tolerance` {tolerance}"
         )
     if medium.requires_grad:
-        k = torch.as_tensor(wavevectors, device=medium.device) @ grid.reciprocal
-        frequency = _HellmannFeynman.apply(medium, frequency, pieces, k, grid, polarization)
-    return Bands(frequency, velocity, error)
+        k = _cartesian(wavevectors, grid)
+        frequency = _HellmannFeynman.apply(medium, answer.frequency, reductions, k, grid, polarization)
+        answer = answer._replace(frequency=frequency)
+    return answer
 
 
 def _operator(medium: torch.Tensor, grid: Grid, polarization: str) -> BlochOperator:
@@ -157,32 +145,58 @@ def _operator(medium: torch.Tensor, grid: Grid, polarization: str) -> BlochOpera
 
 
 def _solve_reduced(
-    operator: BlochOperator, reduction: Reduction, wavevectors: np.ndarray, bands: int, effort: Effort
-) -> Bands:
-    """Solve all wavevectors, and those of the error estimate, in the reduced basis."""
-    grid = operator.grid
-    plan = _sort_into_patches(np.concatenate([_CHECKED, wavevectors]), effort.patches, grid)
-    kept = min(bands + effort.extra_states, reduction.polynomial.shape[-1])
-    step = max(1, _MATRICES_AT_ONCE[grid.reciprocal.device.type] // plan.offsets.shape[1])
+    answer: Bands,
+    cells: torch.Tensor,
+    reduction: Reduction,
+    basis_error: torch.Tensor,
+    wavevectors: np.ndarray,
+    grid: Grid,
+    tolerance: float,
+) -> None:
+    """Fill in the answer for cells that have a basis, with the fewest patches that do for each."""
+    bands = answer.frequency.shape[-1]
+    for patches_per_axis, extra_states in _PATCHES:
+        if not len(cells):
+            return
+        kept = min(bands + extra_states, reduction.polynomial.shape[-1])
+        corners = _corners(patches_per_axis, grid)
+        exact = ritz_values(reduction, _cartesian(corners, grid), bands)
+        plan = _sort_into_patches(corners, patches_per_axis, grid)
+        model, _ = _sweep(reduction, plan, bands, kept)
+        error = (model - exact).abs() / (2 * exact.clamp(min=_NEGLIGIBLE**2))
+        error = basis_error + _SAFETY * error.amax((1, 2))
+        answer.error[cells] = error
+        done = error <= tolerance
+        if bool(done.any()):
+            plan = _sort_into_patches(wavevectors, patches_per_axis, grid)
+            eigenvalue, slope = _sweep(reduction.select(done), plan, bands, kept)
+            frequency = eigenvalue.clamp(min=0).sqrt()
+            frequency[:, (wavevectors == np.round(wavevectors)).all(1), 0] = 0.0
+            answer.frequency[cells[done]] = frequency
+            velocity = slope * plan.sign[:, None, None] / (2 * frequency[..., None])
+            answer.group_velocity[cells[done]] = torch.where(frequency[..., None] > 0, velocity, 0.0)
+        cells, reduction, basis_error = cells[~done], reduction.select(~done), basis_error[~done]
+
+
+def _sweep(reduction: Reduction, plan: _Plan, bands: int, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues `(sample, k, band)` and slopes `(sample, k, band, 2)` at the wavevectors of a plan."""
+    step = max(1, _MATRICES_AT_ONCE[plan.sign.device.type] // plan.offsets.shape[1])
     solutions = []
     for first in range(0, len(plan.centres), step):
         some = slice(first, first + step)
         effective = patches.effective_hamiltonian(reduction.polynomial, plan.centres[some], bands, kept)
         solutions.append(patches.solve(effective, plan.offsets[some], bands))
-    eigenvalue, slope = (torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
+    return tuple(torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
 
-    checked = len(_CHECKED)
-    k = torch.as_tensor(_CHECKED, device=grid.reciprocal.device) @ grid.reciprocal
-    error = error_estimate(operator, reduction, k, bands)
-    exact, _ = ritz_modes(reduction, k, bands)
-    scale = 2 * exact.clamp(min=_NEGLIGIBLE**2)
-    error = (_SAFETY * error + (eigenvalue[:, :checked] - exact).abs() / scale).amax((1, 2))
 
-    eigenvalue, slope = eigenvalue[:, checked:].clamp(min=0), slope[:, checked:] * plan.sign[checked:, None, None]
-    eigenvalue[:, (wavevectors == np.round(wavevectors)).all(1), 0] = 0.0
-    frequency = eigenvalue.sqrt()
-    velocity = torch.where(frequency[..., None] > 0, slope / (2 * frequency[..., None]), 0.0)
-    return Bands(frequency, velocity, error)
+def _corners(patches_per_axis: int, grid: Grid) -> np.ndarray:
+    """Return wavevectors for the estimate of errors, in units of the reciprocal vectors.
+
+    Corners of patches, where the k·p models are worst; the error of the basis is much the same everywhere. They are
+    corners of the zone and corners about half-way to them, a set that the symmetries of the square leave as it is.
+    """
+    inner = round(0.8 * patches_per_axis) / patches_per_axis - 0.5
+    return np.array([(inner, inner), (inner, -inner), (0.5, 0.5), (0.5, -0.5)])
 
 
 def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:
@@ -202,11 +216,15 @@ def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Gri
     offsets[patch, position] = folded * sign[:, None] - centres[patch]
     device = grid.reciprocal.device
     return _Plan(
-        torch.as_tensor(centres, device=device) @ grid.reciprocal,
-        torch.as_tensor(offsets, device=device) @ grid.reciprocal,
+        _cartesian(centres, grid),
+        _cartesian(offsets, grid),
         torch.as_tensor(patch * counts.max() + position, device=device),
         torch.as_tensor(sign, dtype=torch.float64, device=device),
     )
+
+
+def _cartesian(wavevectors: np.ndarray, grid: Grid) -> torch.Tensor:
+    return torch.as_tensor(wavevectors, device=grid.reciprocal.device) @ grid.reciprocal
 
 
 class _HellmannFeynman(torch.autograd.Function):

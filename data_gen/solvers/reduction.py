@@ -1,9 +1,9 @@
 """The first reduction: a real basis in which the lowest modes at every k of the Brillouin zone can be expanded.
 
-Bloch modes vary slowly with k, so that those at a few wavevectors span, closely, those at all others: reduced Bloch mode
-expansion, Hussein, Proc. R. Soc. A 465 (2009) 2825. By time reversal the conjugate of a mode at k is one at -k, and so
-real and imaginary parts serve both. The modes need not be accurate themselves: frequencies err by the square of what
-the span misses.
+Bloch modes vary slowly with k, so that those at a few wavevectors span, closely, those at all others: reduced Bloch
+mode expansion, Hussein, Proc. R. Soc. A 465 (2009) 2825. By time reversal the conjugate of a mode at k is one at -k,
+and so real and imaginary parts serve both. The modes need not be accurate themselves: frequencies err by the square of
+what the span misses.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 
 from data_gen.solvers.bloch import BlochOperator
 from data_gen.solvers.patches import hamiltonian
-from data_gen.solvers.waves import SYMMETRIC_POINTS, StandingWaves
+from data_gen.solvers.waves import SYMMETRIC_POINTS
 
 EXTRA_MODES = 2  # sampled above the highest band wanted
 # Where modes are added should the first basis not do, in units of the reciprocal vectors: between the symmetric points.
@@ -36,6 +36,10 @@ class Reduction(NamedTuple):
     fields: torch.Tensor
     polynomial: torch.Tensor
 
+    def select(self, cells: torch.Tensor) -> "Reduction":
+        """Return those of some cells, given by a mask or by indices."""
+        return Reduction(self.fields[cells], self.polynomial[cells])
+
 
 def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
@@ -43,11 +47,11 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     size = _FIELDS_PER_MODE[polarization] * modes
     if size >= grid.points:
         return _whole_space(operator)
-    waves = StandingWaves.shortest(grid.shape, grid.reciprocal, _WAVES_PER_MODE * modes)
+    waves = grid.standing_waves(_WAVES_PER_MODE * modes)
     k = torch.tensor(SYMMETRIC_POINTS, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = operator.standing_modes(waves, modes)
     for _ in range(_REFINEMENTS[polarization]):
-        fields = fields + _correction(operator, fields, eigenvalue, k)
+        fields = fields + operator.correction(fields, eigenvalue, k)
     fields = _weighted(operator, fields, eigenvalue, bands)
 
     # A point k and those that differ from it by a reciprocal vector have different periodic parts: the corners of the
@@ -71,9 +75,14 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int) -> Reducti
         return _whole_space(operator)
     k = torch.tensor(BETWEEN, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = ritz_modes(reduction, k, modes)
-    fields = _weighted(operator, _correction(operator, fields, eigenvalue, k), eigenvalue, bands, normalise=False)
+    fields = _weighted(operator, operator.correction(fields, eigenvalue, k), eigenvalue, bands, normalise=False)
     fields = fields.flatten(1, 2)
     return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 4 * modes)
+
+
+def ritz_values(reduction: Reduction, k: torch.Tensor, bands: int) -> torch.Tensor:
+    """Return eigenvalues `(sample, k, band)` at Cartesian k, in the basis."""
+    return torch.linalg.eigvalsh(hamiltonian(reduction.polynomial, k))[..., :bands]
 
 
 def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,14 +110,6 @@ def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tenso
     energy, norm = operator.inverse_norm(operator.stiffness(fields, k) - shifted, k)
     missing = (1 - eigenvalue * norm / energy.clamp(min=1e-300)).clamp(min=0.1)
     return energy / missing / (2 * eigenvalue.clamp(min=1e-300))
-
-
-def _correction(
-    operator: BlochOperator, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor
-) -> torch.Tensor:
-    """Return K⁻¹(λM - K)u: with it, one step of inverse iteration."""
-    shifted = eigenvalue[..., None, None] * operator.mass()[:, None, None] * fields
-    return operator.inverse(shifted - operator.stiffness(fields, k), k)
 
 
 def _weighted(
