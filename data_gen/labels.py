@@ -17,9 +17,9 @@ from data_gen.solvers.equivalence import equivalence
 
 BANDS, MORE_BANDS = 10, 5
 # Grids that a label climbs, each with its coarser grid, which is every third wavevector of it and costs nothing.
-GRIDS = (51, 75, 105, 153)
+GRIDS = (63, 87, 123, 165)
 # A grid's distance from the k → ∞ limit is at most this part of its distance from the coarser one.
-PART_LEFT_OF_THIRD = 0.1
+PART_LEFT_OF_THIRD = 0.09
 PART_LEFT_OF_HALF = 0.25
 # Points of a label that the paper's metric runs over.
 METRIC = slice(100, 400)
@@ -50,7 +50,7 @@ class LabelSettings:
             raise ValueError(f"`accuracy` must be from 1e-5 to 0.1, got {self.accuracy}.")
 
 
-Solve = Callable[[torch.Tensor, int, int], Bands]
+Attempt = Callable[[torch.Tensor, int, int, int], dict[str, torch.Tensor]]
 
 
 class AccuracyError(SolverError):
@@ -90,7 +90,7 @@ def label(
 
     Raises:
         ValueError: if an argument breaks a rule; the message states the rule and what was given.
-        AccuracyError: if the finest grid, 151 × 151, is not fine enough for `accuracy`.
+        AccuracyError: if the finest grid, 165 × 165, is not fine enough for `accuracy`.
         ConvergenceError, MPBUnavailableError, MPBError: if the solver fails.
     """
     settings = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
@@ -142,82 +142,104 @@ def label_cells(
     cells, _ = checked_cells(
         cells, bands=settings.bands or BANDS, polarization=settings.polarization, resolution=resolution
     )
-    solve = functools.partial(
-        _solve_half_grid, basis=basis, resolution=resolution, settings=settings, point_group=point_group
+    attempt = functools.partial(
+        _attempt, basis=basis, resolution=resolution, settings=settings, point_group=point_group
     )
     if settings.k_points is None:
-        answer = _climb(cells, basis, settings, solve)
+        answer = _climb(attempt, cells, settings)
     else:
-        n = settings.k_points
-        answer = _on_grid(cells, n, basis, settings, solve)
-        coarse = _on_grid(cells, n // 2 | 1, basis, settings, solve)
-        answer["dos_error"] = PART_LEFT_OF_HALF * distance(answer["dos"], coarse["dos"])
-        if keep_bands:
-            answer |= _full_grid(answer.pop("half"), n)
-    answer.pop("half", None)
-    return {name: value.cpu().numpy() for name, value in answer.items()}
+        answer = _with_enough_bands(attempt, cells, settings.k_points, settings.k_points // 2 | 1, settings)
+    answer["dos_error"] = answer["distance"] * (PART_LEFT_OF_THIRD if settings.k_points is None else PART_LEFT_OF_HALF)
+    names = ["dos", "dos_error", "covered_frequency"]
+    if keep_bands:
+        names += ["band_frequency", "group_velocity"]
+        answer |= _full_grid(answer, settings.k_points)
+    if settings.bands is not None and bool((answer["covered_frequency"] < TARGET_FREQUENCY).any()):
+        warnings.warn(
+            f"{settings.bands} bands cover the density only up to a scaled frequency of "
+            f"{answer['covered_frequency'].min():.3f}, below {TARGET_FREQUENCY}; give more `bands`",
+            stacklevel=3,
+        )
+    return {name: answer[name].cpu().numpy() for name in names}
 
 
-def _climb(cells: torch.Tensor, basis: np.ndarray, settings: LabelSettings, solve: Solve) -> dict:
+def _climb(attempt: Attempt, cells: torch.Tensor, settings: LabelSettings) -> dict[str, torch.Tensor]:
     """Label each cell on the first of `GRIDS` whose estimated error is within `accuracy`."""
     answer: dict[str, torch.Tensor] = {}
     rest = torch.arange(len(cells))
     for n in GRIDS:
-        step = _on_grid(cells[rest], n, basis, settings, solve)
-        coarse = density(_every_third(step.pop("half"), n), n // 3, cells[rest], basis, settings)[0]
-        step["dos_error"] = PART_LEFT_OF_THIRD * distance(step["dos"], coarse)
-        for name, value in step.items():
-            answer.setdefault(name, value.new_empty(len(cells), *value.shape[1:]))[rest] = value
-        rest = rest[step["dos_error"] > settings.accuracy]
-        if not len(rest):
+        step = _with_enough_bands(attempt, cells[rest], n, n // 3, settings)
+        for name in ("dos", "distance", "covered_frequency"):
+            answer.setdefault(name, step[name].new_empty(len(cells), *step[name].shape[1:]))[rest] = step[name]
+        error = PART_LEFT_OF_THIRD * step["distance"]
+        accurate = error.cpu() <= settings.accuracy
+        if bool(accurate.all()):
             return answer
+        rest, error = rest[~accurate], error[~accurate]
     raise AccuracyError(
-        f"cell {rest[0].item()}: the {n} × {n} grid leaves the label {answer['dos_error'][rest[0]]:.1e} from the "
-        f"k → ∞ limit, over {settings.accuracy:.0e}"
+        f"cell {rest[0].item()}: the {n} × {n} grid leaves the label {error[0]:.1e} from the k → ∞ limit, "
+        f"over {settings.accuracy:.0e}"
     )
 
 
-def _on_grid(cells: torch.Tensor, n: int, basis: np.ndarray, settings: LabelSettings, solve: Solve) -> dict:
-    """Return `dos`, `covered_frequency` and the bands of `half` the n × n grid, with as many bands as are needed."""
+def _with_enough_bands(
+    attempt: Attempt, cells: torch.Tensor, n: int, coarse: int, settings: LabelSettings
+) -> dict[str, torch.Tensor]:
+    """Label cells on a grid; where the number of bands is ours to choose, cells that need more of them get more."""
     count = settings.bands or BANDS
-    while True:
-        half = solve(cells, n, count)
-        dos, covered = density(half, n, cells, basis, settings)
-        starved = bool((covered < TARGET_FREQUENCY).any())
-        if not starved or settings.bands is not None:
+    answer = attempt(cells, n, coarse, count)
+    while settings.bands is None:
+        starved = torch.nonzero(answer["covered_frequency"] < TARGET_FREQUENCY).flatten()
+        if not len(starved):
             break
         count += MORE_BANDS
-    if starved:
-        warnings.warn(
-            f"{count} bands cover the density only up to a scaled frequency of {covered.min():.3f}, below "
-            f"{TARGET_FREQUENCY}; give more `bands`",
-            stacklevel=4,
-        )
-    return {"dos": dos, "covered_frequency": covered, "half": half}
+        again = attempt(cells[starved.cpu()], n, coarse, count)
+        for name in ("dos", "distance", "covered_frequency"):
+            answer[name][starved] = again[name]
+    return answer
 
 
-def _solve_half_grid(
+def _attempt(
     cells: torch.Tensor,
     n: int,
+    coarse: int,
     bands: int,
     *,
     basis: np.ndarray,
     resolution: int | None,
     settings: LabelSettings,
     point_group: np.ndarray | None,
-) -> Bands:
-    """Return the bands on the first half of the n × n grid, of which only what symmetry leaves is solved."""
-    wavevectors = wavevector_grid(n)[: (n * n + 1) // 2]
+) -> dict[str, torch.Tensor]:
+    """Label cells on the n × n grid and say how far that is from the label on a coarser one.
+
+    Only half of each grid matters, by time reversal, and only those of its wavevectors are solved that symmetry does
+    not make equivalent; all of both grids at once, for what they share.
+    """
+    halves = [wavevector_grid(size)[: (size * size + 1) // 2] for size in (n, coarse)]
+    wavevectors = np.concatenate(halves)
     same = equivalence(wavevectors, basis, point_group)
-    answer = solver_module(settings.solver).solve_bands(
-        cells,
-        wavevectors[same.solved],
-        bands=bands,
-        polarization=settings.polarization,
-        basis=basis,
-        resolution=resolution,
+    answer = same.expand(
+        solver_module(settings.solver).solve_bands(
+            cells,
+            wavevectors[same.solved],
+            bands=bands,
+            polarization=settings.polarization,
+            basis=basis,
+            resolution=resolution,
+        )
     )
-    return same.expand(answer)
+    fine, rest = (
+        Bands(*(part.split([len(half) for half in halves], dim=1)[index] for part in answer[:2]), answer.error)
+        for index in (0, 1)
+    )
+    dos, covered = density(fine, n, cells, basis, settings)
+    return {
+        "dos": dos,
+        "covered_frequency": covered,
+        "distance": distance(dos, density(rest, coarse, cells, basis, settings)[0]),
+        "frequency": fine.frequency,
+        "velocity": fine.group_velocity,
+    }
 
 
 def density(
@@ -235,20 +257,13 @@ def density(
     )
 
 
-def _every_third(half: Bands, n: int) -> Bands:
-    """Return the bands on the (n/3) × (n/3) grid: every third wavevector, from the second on, along each axis."""
-    axis = torch.arange(1, n, 3)
-    index = (axis[:, None] * n + axis).reshape(-1)
-    index = index[index < half.frequency.shape[1]]
-    return Bands(half.frequency[:, index], half.group_velocity[:, index], half.error)
-
-
-def _full_grid(half: Bands, n: int) -> dict[str, torch.Tensor]:
+def _full_grid(half: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]:
     """Mirror the bands of half a grid onto the whole: ω(-k) = ω(k), v(-k) = -v(k)."""
     rest = slice(0, n * n // 2)
+    frequency, velocity = half["frequency"], half["velocity"]
     return {
-        "band_frequency": torch.cat([half.frequency, half.frequency[:, rest].flip(1)], dim=1),
-        "group_velocity": torch.cat([half.group_velocity, -half.group_velocity[:, rest].flip(1)], dim=1),
+        "band_frequency": torch.cat([frequency, frequency[:, rest].flip(1)], dim=1),
+        "group_velocity": torch.cat([velocity, -velocity[:, rest].flip(1)], dim=1),
     }
 
 
