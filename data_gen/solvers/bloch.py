@@ -3,7 +3,7 @@
 With ψ(r) = exp(2πi k·r) u(r), lengths in a and frequencies in 2πc/a, both polarizations read K(k) u = ω² M u:
 
 - TM (E along z): K = |k + G|² and M = ε(r);
-- TE (H along z): K = (k + G)·η(r)·(k + G'), with the inverse-permittivity tensor η, and M = 1.
+- TE (H along z): K = (k + G)×η(r)·(k + G')×, with the inverse-permittivity tensor η, and M = 1.
 
 On a mesh with an even number of points the highest frequency -N/2 stands for +N/2 as well and has no opposite of its
 own. Taken alone, as MPB does, it breaks time reversal, ω(-k) = ω(k), by some 1e-6 (TM) to 1e-4 (TE) of ω. Here K is the
@@ -182,13 +182,14 @@ class TransverseElectric(BlochOperator):
 
     def __init__(self, grid: Grid, inverse_epsilon: torch.Tensor):
         self.grid = grid
-        self.inverse_epsilon = inverse_epsilon
+        # D = ∇×H is the gradient of H turned by a right angle, and so ∇×ηD is the divergence of a turned η times it.
+        self.turned = _turn(inverse_epsilon)
         eigenvalues = torch.linalg.eigvalsh(inverse_epsilon)
         self.lowest = eigenvalues.amin((1, 2, 3))
         self.highest = eigenvalues.amax((1, 2, 3))
 
     def mass(self) -> torch.Tensor:
-        return torch.ones_like(self.inverse_epsilon[..., 0, 0])
+        return torch.ones_like(self.turned[..., 0, 0])
 
     def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return torch.fft.ifft2(self._apply(torch.fft.fft2(fields), k))
@@ -232,7 +233,7 @@ class TransverseElectric(BlochOperator):
         # The mean over both choices for the highest frequencies: cross terms between them and the rest cancel.
         paired = k[:, None, None] + (self.grid.g + self.grid.g_opposite) / 2
         unpaired = ((self.grid.g - self.grid.g_opposite) / 2)[None]
-        xx, xy, yy = (self.inverse_epsilon[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+        xx, xy, yy = (self.turned[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         image = torch.zeros_like(spectrum)
         for kappa in (paired, unpaired):
             along_x, along_y = kappa[:, None].unbind(-1)
@@ -242,7 +243,7 @@ class TransverseElectric(BlochOperator):
         return image
 
     def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        matrix = waves.stiffness(self.inverse_epsilon)
+        matrix = waves.stiffness(self.turned)
         eigenvalues, vectors = torch.linalg.eigh(matrix.flatten(2, 3).flatten(-2))
         coefficients = vectors[..., :modes].unflatten(2, (2, -1))
         return eigenvalues[..., :modes], waves.fields(coefficients, self.grid.shape)
@@ -250,7 +251,7 @@ class TransverseElectric(BlochOperator):
     def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
         spectrum = torch.fft.fft2(basis_fields)
         slopes = [torch.fft.ifft2(g * spectrum) for g in self.grid.g.unbind(-1)]
-        xx, xy, yy = (self.inverse_epsilon[:, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
+        xx, xy, yy = (self.turned[:, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         flux = (xx * slopes[0] + xy * slopes[1], xy * slopes[0] + yy * slopes[1])
         constant = sum(_gram(s.real, f.real) + _gram(s.imag, f.imag) for s, f in zip(slopes, flux))
         linear = [_gram(basis_fields, f.imag) for f in flux]
@@ -265,7 +266,13 @@ class TransverseElectric(BlochOperator):
             kappa = (k[:, None, None] + g)[:, None]
             slope = torch.fft.ifft2(kappa.movedim(-1, 0)[:, None] * spectrum)
             total = total + torch.einsum("skb,iskbxy,jskbxy->sxyij", weight.to(slope.dtype), slope.conj(), slope).real
-        return total / 2
+        return _turn(total / 2)
+
+
+def _turn(tensor: torch.Tensor) -> torch.Tensor:
+    """Turn tensors `(..., 2, 2)` by a right angle."""
+    turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=tensor.dtype, device=tensor.device)
+    return turn @ tensor @ turn.mT
 
 
 def _reciprocal(symbol: torch.Tensor) -> torch.Tensor:

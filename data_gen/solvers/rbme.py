@@ -200,10 +200,11 @@ def _corners(patches_per_axis: int, grid: Grid) -> np.ndarray:
 
 
 def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:
-    """Fold wavevectors into the first zone and half of it, and sort them into its patches."""
+    """Fold wavevectors into the first zone and half of it, and sort them into its patches, an odd number."""
     folded = wavevectors - np.round(wavevectors)
-    index = np.clip(np.floor((folded + 0.5) * patches_per_axis), 0, patches_per_axis - 1)
-    index = 2 * index.astype(np.int64) - (patches_per_axis - 1)  # in halves of a patch, from the zone's centre
+    # Whole patches from the zone's centre; a k between two belongs to the inner one, so that mirrors agree on it.
+    index = np.ceil(np.abs(folded) * patches_per_axis - 0.5 - 1e-9).astype(np.int64)
+    index = np.sign(folded).astype(np.int64) * np.minimum(index, patches_per_axis // 2)
     sign = np.where((index[:, 0] < 0) | ((index[:, 0] == 0) & (index[:, 1] < 0)), -1, 1)
     centres, patch = np.unique(index * sign[:, None], axis=0, return_inverse=True)
     patch = patch.reshape(-1)
@@ -211,7 +212,7 @@ def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Gri
     counts = np.bincount(patch)
     position = np.empty(len(patch), dtype=np.int64)
     position[order] = np.arange(len(patch)) - np.repeat(np.cumsum(counts) - counts, counts)
-    centres = centres / (2 * patches_per_axis)
+    centres = centres / patches_per_axis
     offsets = np.zeros((len(centres), counts.max(), 2))
     offsets[patch, position] = folded * sign[:, None] - centres[patch]
     device = grid.reciprocal.device
