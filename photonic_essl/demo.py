@@ -10,7 +10,7 @@ import numpy as np
 from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import empty_lattice, relative_errors
-from photonic_essl.plotting import best_median_worst
+from photonic_essl.plotting import draw_predictions
 from photonic_essl.pretraining import pretrain
 from photonic_essl.regression import load_regressor, predict
 
@@ -78,7 +78,7 @@ def _compare(out: Path, test: Path) -> None:
     lines = [f"{'relative error in %, test cells':34s} {'mean':>7s} {'median':>7s} {'worst':>7s}"]
     for name, errors in rows.items():
         lines.append(f"{name:34s} {100 * errors.mean():7.2f} {100 * np.median(errors):7.2f} {100 * errors.max():7.2f}")
-    figure = best_median_worst(cells.epsilon[:, 0], predicted, true)
+    figure = draw_predictions(predicted, true, cells.epsilon[:, 0])
     figure.savefig(out / "dos.png", dpi=120)
     table = "\n".join([*lines, f"({len(true)} held-out cells, one seed; 0.24 < ωn < 0.96)"])
     (out / "summary.txt").write_text(table + "\n")

@@ -22,6 +22,8 @@ from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivit
 
 TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
 LARGEST_ERROR = 1e-4  # of a frequency, estimated from the residual; beyond it, the answer is refused
+# MPB now and then skips a level at the top of its block; so it solves this many more than are asked for.
+GUARD_BANDS = 2
 SMALLEST_FREQUENCY = 1e-3  # below it, the acoustic bands at k ≈ 0, a relative error means nothing
 
 MISSING = (
@@ -158,11 +160,13 @@ def solve_bands(
         name, arrays = "epsilon", np.asarray(block_mean(cells, factor))
     else:
         name, arrays = "inverse_epsilon", np.asarray(effective_inverse_permittivity(cells, factor, basis))
+    solved = min(bands + GUARD_BANDS, arrays[0].shape[0] * arrays[0].shape[1])
     answers = []
     for index, array in enumerate(arrays):
-        request = {name: array, "wavevectors": wavevectors, "basis": basis, "bands": np.int64(bands)}
+        request = {name: array, "wavevectors": wavevectors, "basis": basis, "bands": np.int64(solved)}
         answers.append(_solve_cell(index, request, cells[index].mean().item()))
-    return Bands(*(torch.from_numpy(np.stack(column)) for column in zip(*answers)))
+    frequency, velocity, error = (torch.from_numpy(np.stack(column)) for column in zip(*answers))
+    return Bands(frequency[..., :bands].contiguous(), velocity[..., :bands, :].contiguous(), error)
 
 
 def _solve_cell(index: int, request: dict, epsilon_mean: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
