@@ -6,8 +6,9 @@ With ψ(r) = exp(2πi k·r) u(r), lengths in a and frequencies in 2πc/a, both p
 - TE (H along z): K = (k + G)×η(r)·(k + G')×, with the inverse-permittivity tensor η, and M = 1.
 
 On a mesh with an even number of points the highest frequency -N/2 stands for +N/2 as well and has no opposite of its
-own. Taken alone, as MPB does, it breaks time reversal, ω(-k) = ω(k), by some 1e-6 (TM) to 1e-4 (TE) of ω. Here K is the
-mean of both choices, so that ω(-k) = ω(k), mirrors and quarter turns hold exactly.
+own. Taken as -N/2, as MPB has it, it breaks ω(-k) = ω(k) and mirrors, by some 1e-6 (TM) to 1e-4 (TE) of ω. Here TM
+takes the mean of both |k + G|². TE takes the component as a sine, whose gradient lies on the mesh points and whose
+values do not: it couples to the rest as strongly as -N/2 does, and without a preferred direction.
 """
 
 from abc import ABC, abstractmethod
@@ -184,6 +185,10 @@ class TransverseElectric(BlochOperator):
         self.grid = grid
         # D = ∇×H is the gradient of H turned by a right angle, and so ∇×ηD is the divergence of a turned η times it.
         self.turned = _turn(inverse_epsilon)
+        unpaired = (grid.g - grid.g_opposite) / 2
+        self.paired = (unpaired == 0).all(-1)
+        # Of -i∇ on each plane wave at k = 0, shape `(x, y, 2)`.
+        self.gradient = torch.where(self.paired[..., None], grid.g.to(torch.complex128), -1j * unpaired)
         eigenvalues = torch.linalg.eigvalsh(inverse_epsilon)
         self.lowest = eigenvalues.amin((1, 2, 3))
         self.highest = eigenvalues.amax((1, 2, 3))
@@ -200,7 +205,7 @@ class TransverseElectric(BlochOperator):
         The spectrum of |k + G|⁻² K lies between the extreme eigenvalues of η, so that the degree that a cell needs is
         known beforehand and no inner products are taken.
         """
-        precondition = _reciprocal(self.grid.squared_length(k))
+        precondition = self._precondition(k)
         centre, radius = (self.highest + self.lowest) / 2, (self.highest - self.lowest) / 2
         contraction = (centre + (centre.square() - radius.square()).sqrt()) / radius.clamp(min=1e-9 * centre)
         degree = (np.log(2 / _INVERSE_TOLERANCE) / contraction.log()).ceil().clamp(min=1)
@@ -222,25 +227,31 @@ class TransverseElectric(BlochOperator):
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # Along one preconditioned direction only: from below, by a factor that the contrast bounds.
         spectrum = torch.fft.fft2(fields, norm="ortho")
-        direction = _reciprocal(self.grid.squared_length(k)) * spectrum
+        direction = self._precondition(k) * spectrum
         along = _inner(spectrum, direction)
         stiffness = _inner(direction, self._apply(direction, k)).clamp(min=1e-300)
         energy = along.square() / stiffness
         return energy, energy * _inner(direction, direction) / stiffness
 
+    def _slopes(self, k: torch.Tensor) -> torch.Tensor:
+        """Return -i∇ + k on each plane wave, shape `(2, k, 1, x, y)`."""
+        return (self.gradient + k[:, None, None] * self.paired[..., None]).movedim(-1, 0)[:, :, None]
+
+    def _precondition(self, k: torch.Tensor) -> torch.Tensor:
+        """Return |k + G|⁻², shape `(k, 1, x, y)`, and 0 for the highest frequency along both axes: it is left out."""
+        inverse = _reciprocal(self._slopes(k).abs().square().sum(0))
+        x, y = self.grid.shape
+        if x % 2 == y % 2 == 0:
+            inverse[..., x // 2, y // 2] = 0.0
+        return inverse
+
     def _apply(self, spectrum: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         """Return K(k) in Fourier space, on a spectrum `(sample, k, mode, x, y)`."""
-        # The mean over both choices for the highest frequencies: cross terms between them and the rest cancel.
-        paired = k[:, None, None] + (self.grid.g + self.grid.g_opposite) / 2
-        unpaired = ((self.grid.g - self.grid.g_opposite) / 2)[None]
+        along_x, along_y = self._slopes(k)
         xx, xy, yy = (self.turned[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-        image = torch.zeros_like(spectrum)
-        for kappa in (paired, unpaired):
-            along_x, along_y = kappa[:, None].unbind(-1)
-            slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
-            image += along_x * torch.fft.fft2(xx * slope_x + xy * slope_y)
-            image += along_y * torch.fft.fft2(xy * slope_x + yy * slope_y)
-        return image
+        slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
+        flux_x, flux_y = xx * slope_x + xy * slope_y, xy * slope_x + yy * slope_y
+        return along_x.conj() * torch.fft.fft2(flux_x) + along_y.conj() * torch.fft.fft2(flux_y)
 
     def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = waves.stiffness(self.turned)
@@ -249,24 +260,22 @@ class TransverseElectric(BlochOperator):
         return eigenvalues[..., :modes], waves.fields(coefficients, self.grid.shape)
 
     def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+        # Of real fields, -i∇ is imaginary: real arithmetic does.
         spectrum = torch.fft.fft2(basis_fields)
-        slopes = [torch.fft.ifft2(g * spectrum) for g in self.grid.g.unbind(-1)]
+        slope_x, slope_y = (torch.fft.ifft2(g * spectrum).imag for g in self.gradient.unbind(-1))
+        values = torch.fft.ifft2(self.paired * spectrum).real
         xx, xy, yy = (self.turned[:, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
-        flux = (xx * slopes[0] + xy * slopes[1], xy * slopes[0] + yy * slopes[1])
-        constant = sum(_gram(s.real, f.real) + _gram(s.imag, f.imag) for s, f in zip(slopes, flux))
-        linear = [_gram(basis_fields, f.imag) for f in flux]
-        quadratic = [_gram(basis_fields, e * basis_fields) for e in (xx, 2 * xy, yy)]
+        flux_x, flux_y = xx * slope_x + xy * slope_y, xy * slope_x + yy * slope_y
+        constant = _gram(slope_x, flux_x) + _gram(slope_y, flux_y)
+        linear = [_gram(values, flux) for flux in (flux_x, flux_y)]
+        quadratic = [_gram(values, e * values) for e in (xx, 2 * xy, yy)]
         return torch.stack([constant, *(z - z.mT for z in linear), *quadratic], dim=1)
 
     def sensitivity(
         self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
     ) -> torch.Tensor:
-        spectrum, total = torch.fft.fft2(fields), 0.0
-        for g in (self.grid.g, self.grid.g_opposite):
-            kappa = (k[:, None, None] + g)[:, None]
-            slope = torch.fft.ifft2(kappa.movedim(-1, 0)[:, None] * spectrum)
-            total = total + torch.einsum("skb,iskbxy,jskbxy->sxyij", weight.to(slope.dtype), slope.conj(), slope).real
-        return _turn(total / 2)
+        slope = torch.fft.ifft2(self._slopes(k)[:, None] * torch.fft.fft2(fields))
+        return _turn(torch.einsum("skb,iskbxy,jskbxy->sxyij", weight.to(slope.dtype), slope.conj(), slope).real)
 
 
 def _turn(tensor: torch.Tensor) -> torch.Tensor:
