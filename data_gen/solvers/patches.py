@@ -35,7 +35,7 @@ def hamiltonian(polynomial: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return torch.complex(c0 + x * x * c3 + x * y * c4 + y * y * c5, x * c1 + y * c2)
 
 
-def effective_hamiltonian(polynomial: torch.Tensor, centres: torch.Tensor, bands: int, kept: int) -> torch.Tensor:
+def effective_hamiltonians(polynomial: torch.Tensor, centres: torch.Tensor, bands: int, kept: int) -> torch.Tensor:
     """Eliminate all but the lowest states at each centre.
 
     Args:

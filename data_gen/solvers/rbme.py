@@ -15,29 +15,31 @@ from data_gen.lattices import basis_vectors
 from data_gen.solvers import patches
 from data_gen.solvers.bloch import BlochOperator, Grid, TransverseElectric, TransverseMagnetic
 from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
-from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes, ritz_values
+from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 2e-5  # relative, in frequency
 _EXTENSIONS = 4  # of the basis, at most
 # Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted.
 _PATCHES = ((5, 6), (7, 8), (11, 10), (17, 16))
-_SAFETY = 2.0  # of estimated errors, which see a few wavevectors only
+# Where the error of the basis is estimated: it is much the same at all wavevectors.
+_CHECKED = np.array([(0.3, 0.3), (0.3, -0.3), (0.5, 0.5), (0.5, -0.5)])
+_SAFETY = 2.0  # of that estimate
 _NEGLIGIBLE = 0.02  # a frequency below which errors are taken relative to it
 _MATRICES_AT_ONCE = {"cpu": 150, "cuda": 100_000}  # small enough to stay in a cache; large enough to fill a GPU
 
 
 class _Plan(NamedTuple):
-    """Wavevectors sorted into patches.
+    """Wavevectors sorted into the patches of half a zone.
 
     Attributes:
-        centres: shape `(patch, 2)`, Cartesian, in 2π/a.
-        offsets: shape `(patch, slot, 2)`, of k or -k from the centre; patches with fewer k than slots repeat it.
+        patch: which patches hold any, shape `(patch,)`.
+        offsets: shape `(patch, slot, 2)`, Cartesian: of k or -k from the centre; empty slots hold 0.
         slot: for each wavevector, where to find it among the flattened `(patch, slot)`.
         sign: for each wavevector, -1 where -k is solved in its place.
     """
 
-    centres: torch.Tensor
+    patch: torch.Tensor
     offsets: torch.Tensor
     slot: torch.Tensor
     sign: torch.Tensor
@@ -119,8 +121,7 @@ def _solve_some(
     for _ in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], grid, polarization)
         reduction = extend(operator, reduction, bands) if reduction else first_reduction(operator, polarization, bands)
-        corners = _corners(_PATCHES[0][0], grid)
-        error = _SAFETY * error_estimate(operator, reduction, _cartesian(corners, grid), bands).amax((1, 2))
+        error = _SAFETY * error_estimate(operator, reduction, _cartesian(_CHECKED, grid), bands).amax((1, 2))
         answer.error[pending] = error
         done = error <= tolerance / 2
         _solve_reduced(answer, pending[done], reduction.select(done), error[done], wavevectors, grid, tolerance)
@@ -159,65 +160,82 @@ def _solve_reduced(
         if not len(cells):
             return
         kept = min(bands + extra_states, reduction.polynomial.shape[-1])
-        corners = _corners(patches_per_axis, grid)
-        exact = ritz_values(reduction, _cartesian(corners, grid), bands)
-        plan = _sort_into_patches(corners, patches_per_axis, grid)
-        model, _ = _sweep(reduction, plan, bands, kept)
-        error = (model - exact).abs() / (2 * exact.clamp(min=_NEGLIGIBLE**2))
-        error = basis_error + _SAFETY * error.amax((1, 2))
-        answer.error[cells] = error
+        centres = _cartesian(_centres(patches_per_axis) / patches_per_axis, grid)
+        models = patches.effective_hamiltonians(reduction.polynomial, centres, bands, kept)
+        answer.error[cells] = error = basis_error + _patch_error(models, patches_per_axis, grid, bands)
         done = error <= tolerance
         if bool(done.any()):
             plan = _sort_into_patches(wavevectors, patches_per_axis, grid)
-            eigenvalue, slope = _sweep(reduction.select(done), plan, bands, kept)
+            eigenvalue, slope = _sweep(models[done], plan, bands)
             frequency = eigenvalue.clamp(min=0).sqrt()
             frequency[:, (wavevectors == np.round(wavevectors)).all(1), 0] = 0.0
             answer.frequency[cells[done]] = frequency
-            velocity = slope * plan.sign[:, None, None] / (2 * frequency[..., None])
+            velocity = slope / (2 * frequency[..., None])
             answer.group_velocity[cells[done]] = torch.where(frequency[..., None] > 0, velocity, 0.0)
         cells, reduction, basis_error = cells[~done], reduction.select(~done), basis_error[~done]
 
 
-def _sweep(reduction: Reduction, plan: _Plan, bands: int, kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sweep(models: torch.Tensor, plan: _Plan, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvalues `(sample, k, band)` and slopes `(sample, k, band, 2)` at the wavevectors of a plan."""
-    step = max(1, _MATRICES_AT_ONCE[plan.sign.device.type] // plan.offsets.shape[1])
-    solutions = []
-    for first in range(0, len(plan.centres), step):
-        some = slice(first, first + step)
-        effective = patches.effective_hamiltonian(reduction.polynomial, plan.centres[some], bands, kept)
-        solutions.append(patches.solve(effective, plan.offsets[some], bands))
-    return tuple(torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
+    step = max(1, _MATRICES_AT_ONCE[models.device.type] // plan.offsets.shape[1])
+    groups = zip(models[:, plan.patch].split(step, dim=1), plan.offsets.split(step))
+    solutions = [patches.solve(model, offsets, bands) for model, offsets in groups]
+    eigenvalue, slope = (torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
+    return eigenvalue, slope * plan.sign[:, None, None]
 
 
-def _corners(patches_per_axis: int, grid: Grid) -> np.ndarray:
-    """Return wavevectors for the estimate of errors, in units of the reciprocal vectors.
+def _patch_error(models: torch.Tensor, patches_per_axis: int, grid: Grid, bands: int) -> torch.Tensor:
+    """Estimate the largest relative error in frequency of the k·p models, for each cell.
 
-    Corners of patches, where the k·p models are worst; the error of the basis is much the same everywhere. They are
-    corners of the zone and corners about half-way to them, a set that the symmetries of the square leave as it is.
+    It is largest at the corners of patches, where up to four models meet: what they disagree by.
     """
-    inner = round(0.8 * patches_per_axis) / patches_per_axis - 0.5
-    return np.array([(inner, inner), (inner, -inner), (0.5, 0.5), (0.5, -0.5)])
+    half = (patches_per_axis - 1) // 2
+    corner = np.arange(-half - 1, half + 1) + 0.5
+    corner = np.stack(np.meshgrid(corner, corner, indexing="ij"), axis=-1).reshape(-1, 1, 2)
+    corner = corner[corner[:, 0, 0] > 0]
+    index = corner + np.array([(0.5, 0.5), (0.5, -0.5), (-0.5, 0.5), (-0.5, -0.5)])
+    inside = (np.abs(index) <= half).all(-1)
+    corner, index = np.broadcast_to(corner, index.shape)[inside], index[inside].astype(np.int64)
+    plan = _plan(corner / patches_per_axis, index, patches_per_axis, grid)
+    eigenvalue, _ = _sweep(models, plan, bands)
+    highest = eigenvalue.new_zeros(len(models), *inside.shape, bands)
+    lowest = torch.full_like(highest, torch.inf)
+    inside = torch.as_tensor(inside, device=models.device)
+    highest[:, inside], lowest[:, inside] = eigenvalue, eigenvalue
+    highest, lowest = highest.amax(2), lowest.amin(2)
+    return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
+
+
+def _centres(patches_per_axis: int) -> np.ndarray:
+    """Return the centres of the patches of half a zone, in units of a patch, shape `(patch, 2)`; one of each k, -k."""
+    half = (patches_per_axis - 1) // 2
+    index = np.stack(np.meshgrid(*[np.arange(-half, half + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    return index[len(index) // 2 :]
 
 
 def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:
-    """Fold wavevectors into the first zone and half of it, and sort them into its patches, an odd number."""
+    """Fold wavevectors into the first zone and sort them into its patches, an odd number along each axis."""
     folded = wavevectors - np.round(wavevectors)
     # Whole patches from the zone's centre; a k between two belongs to the inner one, so that mirrors agree on it.
     index = np.ceil(np.abs(folded) * patches_per_axis - 0.5 - 1e-9).astype(np.int64)
     index = np.sign(folded).astype(np.int64) * np.minimum(index, patches_per_axis // 2)
+    return _plan(folded, index, patches_per_axis, grid)
+
+
+def _plan(wavevectors: np.ndarray, index: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:
+    """Make a plan for wavevectors, given the patch of each, in units of a patch; -k is solved for those of -k."""
     sign = np.where((index[:, 0] < 0) | ((index[:, 0] == 0) & (index[:, 1] < 0)), -1, 1)
-    centres, patch = np.unique(index * sign[:, None], axis=0, return_inverse=True)
-    patch = patch.reshape(-1)
+    index, wavevectors = index * sign[:, None], wavevectors * sign[:, None]
+    number = index[:, 0] * patches_per_axis + index[:, 1]  # as `_centres` has them
+    present, patch, counts = np.unique(number, return_inverse=True, return_counts=True)
     order = np.argsort(patch, kind="stable")
-    counts = np.bincount(patch)
     position = np.empty(len(patch), dtype=np.int64)
     position[order] = np.arange(len(patch)) - np.repeat(np.cumsum(counts) - counts, counts)
-    centres = centres / patches_per_axis
-    offsets = np.zeros((len(centres), counts.max(), 2))
-    offsets[patch, position] = folded * sign[:, None] - centres[patch]
+    offsets = np.zeros((len(present), counts.max(), 2))
+    offsets[patch, position] = wavevectors - index / patches_per_axis
     device = grid.reciprocal.device
     return _Plan(
-        _cartesian(centres, grid),
+        torch.as_tensor(present, device=device),
         _cartesian(offsets, grid),
         torch.as_tensor(patch * counts.max() + position, device=device),
         torch.as_tensor(sign, dtype=torch.float64, device=device),

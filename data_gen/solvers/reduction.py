@@ -80,11 +80,6 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int) -> Reducti
     return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 4 * modes)
 
 
-def ritz_values(reduction: Reduction, k: torch.Tensor, bands: int) -> torch.Tensor:
-    """Return eigenvalues `(sample, k, band)` at Cartesian k, in the basis."""
-    return torch.linalg.eigvalsh(hamiltonian(reduction.polynomial, k))[..., :bands]
-
-
 def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvalues `(sample, k, mode)` and fields `(sample, k, mode, x, y)` at Cartesian k, in the basis."""
     eigenvalue, vector = torch.linalg.eigh(hamiltonian(reduction.polynomial, k))
