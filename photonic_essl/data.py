@@ -42,9 +42,9 @@ class Cells:
         return tuple(self.epsilon.shape[2:])
 
     @property
-    def lattice(self) -> str:
-        """Name of the lattice."""
-        return self.attributes.get("lattice", "square")
+    def lattice(self) -> torch.Tensor:
+        """Lattice vectors, shape `(2, 2)`, float64, one a row, in units of a."""
+        return torch.as_tensor(self.attributes["lattice"], dtype=torch.float64).reshape(2, 2)
 
 
 def load_cells(path: str | Path, labelled: bool = False) -> Cells:

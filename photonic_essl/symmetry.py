@@ -17,9 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-METRICS = {"square": ((2, 0), (0, 2)), "hexagonal": ((2, -1), (-1, 2))}
-"""Twice the scalar products of the lattice vectors, in units of a²; hexagonal vectors are 120° apart."""
-
 _IDENTITY = ((1, 0), (0, 1))
 _QUARTER_TURN = ((0, -1), (1, 0))
 _MIRROR_X = ((-1, 0), (0, 1))
@@ -93,21 +90,22 @@ class TransformGroup:
             permittivity_range=ranges[0] if ranges else None,
         )
 
-    def check_fits(self, grid: tuple[int, int], lattice: str = "square") -> None:
+    def check_fits(self, grid: tuple[int, int], lattice: Tensor) -> None:
         """Refuse a grid that the group does not map onto itself.
 
         Args:
             grid: number of points along the two lattice vectors.
-            lattice: a name of `METRICS`.
+            lattice: lattice vectors, shape `(2, 2)`, one a row.
 
         Raises:
             ValueError: if an element does not keep the lattice, or the grid, in place.
         """
-        if lattice not in METRICS:
-            raise ValueError(f"`lattice` must be one of {', '.join(METRICS)}, got {lattice!r}.")
-        metric = torch.tensor(METRICS[lattice])
-        if (self._matrices.transpose(1, 2) @ metric @ self._matrices != metric).any():
-            raise ValueError(f"`{self.name}` does not map a {lattice} cell onto itself.")
+        lattice = lattice.double()
+        metric = lattice @ lattice.T
+        matrices = self._matrices.double()
+        if not torch.allclose(matrices.transpose(1, 2) @ metric @ matrices, metric.expand_as(matrices), atol=1e-9):
+            vectors = " and ".join(f"({x:g}, {y:g})" for x, y in lattice.tolist())
+            raise ValueError(f"`{self.name}` does not map a cell with lattice vectors {vectors} onto itself.")
         self._check_grid(grid)
 
     def _check_grid(self, grid: tuple[int, int]) -> None:

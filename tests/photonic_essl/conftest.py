@@ -24,7 +24,7 @@ def write_cells(path, count, labelled=True, seed=0, family="blob", grid=(32, 32)
             "family": family,
             "seed": seed,
             "resolution": 32,
-            "lattice": "square",
+            "lattice": [1.0, 0.0, 0.0, 1.0],
             "schema_version": 1,
             "package_version": "0",
             **attributes,

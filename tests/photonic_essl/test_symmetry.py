@@ -16,6 +16,8 @@ GROUPS = [
     "translations * mirrors",
     "hexagon * translations/3",
 ]
+SQUARE = torch.eye(2)
+HEXAGONAL = torch.tensor([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
 GRID = (6, 6)
 
 
@@ -86,8 +88,14 @@ def test_the_names_mean_what_they_say():
     assert group("translations * mirrors").order(GRID) == 36 * 4
 
 
+def test_groups_fit_the_lattices_they_are_of():
+    symmetry.square().check_fits(GRID, SQUARE)
+    symmetry.mirrors().check_fits((4, 6), torch.tensor([[1.0, 0.0], [0.0, 1.5]]))
+    symmetry.hexagon().check_fits(GRID, HEXAGONAL)
+
+
 def test_a_sixth_turn_keeps_distances_on_the_hexagonal_lattice():
-    basis = torch.tensor([[1.0, 0.0], [-0.5, 3**0.5 / 2]])
+    basis = HEXAGONAL
     for matrix in symmetry.hexagon().matrices:
         turned = torch.tensor(matrix).float().T @ basis
         torch.testing.assert_close(turned @ turned.T, basis @ basis.T)
@@ -125,10 +133,10 @@ def test_rectangular_cells_can_be_mirrored_but_not_turned():
 @pytest.mark.parametrize(
     ("name", "grid", "lattice", "message"),
     [
-        ("quarter-turns", (6, 6), "hexagonal", "does not map a hexagonal cell onto itself"),
-        ("hexagon", (6, 6), "square", "does not map a square cell onto itself"),
-        ("translations/4", (6, 6), "square", "divisible by 4, got 6 × 6"),
-        ("mirrors", (6, 6), "cubic", "must be one of square, hexagonal, got 'cubic'"),
+        ("quarter-turns", (6, 6), HEXAGONAL, r"`quarter-turns` does not map a cell with lattice vectors .* onto itself"),
+        ("hexagon", (6, 6), SQUARE, r"does not map a cell with lattice vectors \(1, 0\) and \(0, 1\) onto itself"),
+        ("translations/4", (6, 6), SQUARE, "divisible by 4, got 6 × 6"),
+        ("mirrors", (6, 6), HEXAGONAL, "does not map a cell"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(name, grid, lattice, message):
