@@ -1,9 +1,11 @@
 """Training on several processes as on one: what a loss or a normalisation sees is the whole batch of all of them."""
 
+from typing import Any
+
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather, all_reduce
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -26,13 +28,32 @@ def own_part(batch: int) -> slice:
     return slice(rank * own, (rank + 1) * own)
 
 
-def gathered(values: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of the shared batch; gradients flow back to where they came from.
+class _Sum(torch.autograd.Function):
+    """The sum over processes, of values as of gradients."""
 
-    A loss of all rows, computed alike on every process, then has the gradient that one process would find: the sum
-    over processes that flows back is undone by the mean over processes that DistributedDataParallel takes.
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def gathered(values: Tensor) -> Tensor:
+    """Return the rows `(row, width)` of all processes, in the order of the shared batch.
+
+    Gradients flow back to where the rows came from. A loss of all rows, computed alike on every process, then has the
+    gradient that one process would find: the sum over processes that flows back is undone by the mean over processes
+    that DistributedDataParallel takes.
     """
-    return torch.cat(all_gather(values)) if processes() > 1 else values
+    if processes() == 1:
+        return values
+    batch = len(values) * processes()
+    place = own_part(batch)
+    return _Sum.apply(functional.pad(values, (0, 0, place.start, batch - place.stop)))
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -47,9 +68,9 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         summed = [axis for axis in range(input.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
-        mean = all_reduce(input.mean(summed)) / processes()
+        mean = _Sum.apply(input.mean(summed)) / processes()
         centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().mean(summed)) / processes()
+        variance = _Sum.apply(centred.square().mean(summed)) / processes()
         with torch.no_grad():
             count = input.numel() // input.shape[1] * processes()
             self.num_batches_tracked += 1
@@ -64,7 +85,7 @@ def with_global_batch_norm(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             replacement = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
-            replacement.load_state_dict(child.state_dict())
+            replacement.to(child.weight).load_state_dict(child.state_dict())
             setattr(module, name, replacement)
         else:
             with_global_batch_norm(child)

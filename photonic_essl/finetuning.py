@@ -1,6 +1,7 @@
 """Fine-tuning: a regressor of the density of states from a few labelled cells."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ VALIDATION_CELLS = 500
 ROUNDS = 100
 """At most this many times the model is validated in a run."""
 
+LOSSES = {"squared": functional.mse_loss, "absolute": functional.l1_loss}
+
 _INITIALISATION, _LABELS = 2, 3
 
 
@@ -40,6 +43,7 @@ def finetune(
     encoder: str | None = None,
     family: str | None = None,
     invariance: str | None = None,
+    loss: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     optimizer: str | None = None,
@@ -68,6 +72,7 @@ def finetune(
         encoder: light, paper or paper-circular, or your own as `module:factory`; that of `pretrained` where given.
         family: whose published invariance group to use: blob or gpm; that of the data where not given.
         invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`.
+        loss: squared (published) or absolute (what the metric sums up).
         epochs: passes over the training cells.
         batch_size: cells in a batch.
         optimizer: adam or sgd.
@@ -95,7 +100,8 @@ def finetune(
     pretrained_encoder = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
     name = pretrained_encoder.name if pretrained_encoder else encoder or "light"
     settings = overridden(
-        load_recipe(recipe, name),
+        regression_recipe(recipe, name),
+        loss=loss,
         epochs=epochs,
         minimum_steps=None if epochs is None else 0,
         batch_size=batch_size,
@@ -142,6 +148,18 @@ def finetune(
         f"({run.record['seconds']:.0f} s)."
     )
     return regressor
+
+
+def regression_recipe(name: str, encoder: str) -> dict[str, Any]:
+    """Return the settings of a recipe for regression.
+
+    Raises:
+        ValueError: if there is no such recipe, or it is one for pre-training.
+    """
+    recipe = load_recipe(name, encoder)
+    if "head" not in recipe:
+        raise ValueError(f"the recipe {name!r} is for pre-training; its encoder is given by `pretrained`.")
+    return recipe
 
 
 def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | None = None) -> tuple[Cells, Cells]:
@@ -217,7 +235,7 @@ def new_regressor(
 
 
 class FineTuning(SeededModule):
-    """One step of regression: mean squared error of the difference from the empty lattice, of augmented cells.
+    """One step of regression: the loss of the predicted difference from the empty lattice, of augmented cells.
 
     An epoch here is as many passes over the cells as keep the number of validations at or below `ROUNDS`.
 
@@ -237,29 +255,31 @@ class FineTuning(SeededModule):
         settings: Mapping[str, Any],
         seed: int = 0,
     ):
-        steps = -(-len(cells) // settings["batch_size"])
-        epochs = max(settings["epochs"], -(-settings["minimum_steps"] // steps))
-        passes = -(-epochs // ROUNDS)
+        steps = math.ceil(len(cells) / max(settings["batch_size"], 1))
+        epochs = max(settings["epochs"], math.ceil(settings["minimum_steps"] / steps))
+        passes = max(math.ceil(epochs / ROUNDS), 1)
         super().__init__(
             samples=len(cells),
             seed=seed,
-            epochs=-(-epochs // passes),
+            epochs=math.ceil(epochs / passes),
             passes=passes,
             whole_batches=False,
             **{name: settings[name] for name in ("batch_size", "optimizer", "learning_rate", "weight_decay", "cosine")},
         )
-        self.regressor, self.augmentation = regressor, augmentation
+        if settings["loss"] not in LOSSES:
+            raise ValueError(f"`loss` must be one of {', '.join(LOSSES)}, got {settings['loss']!r}.")
+        self.regressor, self.augmentation, self.loss = regressor, augmentation, LOSSES[settings["loss"]]
         self.cells, self.dos = cells.epsilon, cells.dos
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay."""
-        self.cells, self.dos = self.cells.to(self.device), self.dos.to(self.device)
+        self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
 
     def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the loss of the batch."""
         cells = self.augmentation.sample(self.cells[rows], generator)
         wanted = self.dos[rows] - self.regressor.empty_lattice
-        return {"loss": functional.mse_loss(self.regressor.difference(cells).float(), wanted)}
+        return {"loss": self.loss(self.regressor.difference(cells).to(wanted.dtype), wanted)}
 
 
 class BestOnValidation(lightning.Callback):

@@ -67,8 +67,8 @@ def pretrain(
         invariance: group whose transformations make the views, such as `"mirrors * quarter-turns"`.
         equivariance: group whose elements are predicted (or added to the views by `simclr+t`).
         prediction: task: absolute, relative or continuous.
-        weight: of the prediction loss.
-        temperature: of SimCLR.
+        weight: of the prediction loss beside the invariance loss.
+        temperature: what SimCLR divides similarities by.
         epochs: passes over the data.
         batch_size: cells in a batch, over all devices together.
         optimizer: adam or sgd.
@@ -241,7 +241,7 @@ class Pretraining(SeededModule):
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay."""
-        self.cells = self.cells.to(self.device)
+        self.cells = self.cells.to(self.device, self.dtype)
 
     def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the loss of the batch, and its parts."""
@@ -266,14 +266,16 @@ class Pretraining(SeededModule):
         if self.predictor:
             seen.append(self.predictor(projections))
         with torch.autocast(cells.device.type, enabled=False):
-            return self.objective.invariance(*([gathered(v) for v in both.float().chunk(2)] for both in seen))
+            return self.objective.invariance(
+                *([gathered(view) for view in both.to(self.dtype).chunk(2)] for both in seen)
+            )
 
     def _prediction(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Prediction:
         question = self.objective.prediction.ask(cells, generator, part.start, total)
         representation = self.encoder(question.cells)
         outputs = self.classifier(representation[question.rows].flatten(1))
         with torch.autocast(cells.device.type, enabled=False):
-            return self.objective.prediction(outputs.float(), question.target)
+            return self.objective.prediction(outputs.to(self.dtype), question.target)
 
 
 def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int]) -> nn.Module:

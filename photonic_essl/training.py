@@ -208,14 +208,15 @@ class ProgressBar(lightning.Callback):
 class LastCheckpoint(lightning.Callback):
     """Keeps the state after the latest epoch, written at most every few seconds, replaced in one go."""
 
-    def __init__(self, path: Path, seconds: float = SECONDS_BETWEEN_CHECKPOINTS):
-        self.path, self.seconds = path, seconds
+    def __init__(self, path: Path):
+        self.path = path
         self._written = -float("inf")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
         """Write the checkpoint if the last one is old enough, or the run is at its end."""
         module.check_finite()
-        due = time.monotonic() - self._written >= self.seconds or trainer.current_epoch + 1 >= trainer.max_epochs
+        last = trainer.current_epoch + 1 >= trainer.max_epochs
+        due = last or time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS
         if trainer.strategy.broadcast(due):
             part = self.path.with_suffix(".part")
             trainer.save_checkpoint(part)

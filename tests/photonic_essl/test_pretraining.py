@@ -1,9 +1,11 @@
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from photonic_essl.recipes import load_recipe, recipe_names
 from photonic_essl.symmetry import group
 from photonic_essl.training import DivergenceError
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = {"epochs": 2, "batch_size": 8, "device": "cpu", "progress": False}
 
 
@@ -30,8 +33,8 @@ def same(first, second):
 
 
 def command(data, out, *options):
-    program = "import torch; torch.set_num_threads(1); from photonic_essl.cli import main; main()"
-    return [sys.executable, "-c", program, "pretrain", "--data", str(data), "--out", str(out), *options]
+    program = str(Path(sys.executable).with_name("photonic-essl"))
+    return [program, "pretrain", "--data", str(data), "--out", str(out), "--device", "cpu", "--no-progress", *options]
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +92,9 @@ def test_a_folder_of_something_else_is_refused(unlabelled, tmp_path):
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_path):
-    options = ("--epochs", "40", "--batch-size", "8", "--device", "cpu", "--no-progress")
+    options = ("--epochs", "40", "--batch-size", "8")
     killed = tmp_path / "killed"
-    process = subprocess.Popen(command(unlabelled, killed, *options))
+    process = subprocess.Popen(command(unlabelled, killed, *options), env=ONE_THREAD)
     deadline = time.monotonic() + 120
     while not (killed / "checkpoints" / "last.ckpt").exists():
         assert process.poll() is None, "the run ended before it could be killed"
@@ -110,21 +113,22 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(unlabelled, tmp_path):
-    # One step of plain gradient descent at rate 1: the weights move by the gradient.
-    options = ("--epochs", "1", "--batch-size", "24", "--optimizer", "sgd", "--learning-rate", "1", "--no-progress")
+    # One step of plain gradient descent at rate 1: the weights move by the gradient. In float32, the rounding of
+    # torch's own batch normalisation, magnified by a new network, would hide what is tested.
+    options = ("--epochs", "1", "--batch-size", "24", "--optimizer", "sgd", "--learning-rate", "1")
+    options += ("--precision", "64-true")
     for name, devices in (("one", "1"), ("two", "2")):
-        done = command(unlabelled, tmp_path / name, *options, "--device", "cpu", "--devices", devices)
-        subprocess.run(done, check=True, timeout=300)
+        asked = command(unlabelled, tmp_path / name, *options, "--devices", devices)
+        subprocess.run(asked, check=True, timeout=300, env=ONE_THREAD)
     cells = load_cells(unlabelled)
     settings = load_recipe("e-simclr", "light") | {"batch_size": 24}
-    start = Pretraining(cells, "light", settings, named_groups(cells, "predicted")).encoder.state_dict()
+    start = Pretraining(cells, "light", settings, named_groups(cells, "predicted")).encoder
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name, value in one.items():
-        if value.dtype.is_floating_point and "running" not in name:
-            gradient = value - start[name]
-            torch.testing.assert_close(two[name] - start[name], gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max())
-        elif "running" in name:
-            torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6)
+    gradient = torch.cat([(start.state_dict()[name] - one[name]).flatten() for name, _ in start.named_parameters()])
+    difference = torch.cat([(two[name] - one[name]).flatten() for name, _ in start.named_parameters()])
+    assert difference.norm() <= 1e-5 * gradient.norm()
+    for name, _ in start.named_buffers():
+        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if name not in ("supervised", "e-simclr")])

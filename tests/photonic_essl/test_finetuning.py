@@ -1,0 +1,207 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import photonic_essl
+from photonic_essl.data import load_cells
+from photonic_essl.encoders import Encoder
+from photonic_essl.finetuning import finetune, split
+from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.pretraining import pretrain
+from photonic_essl.recipes import load_recipe
+from photonic_essl.regression import Regressor, evaluate, load_regressor, predict
+
+from .conftest import write_cells
+from .test_encoders import own_network
+
+SMALL = {"epochs": 3, "batch_size": 8, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def finished(labelled, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    finetune(labelled, out, labels=10, **SMALL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def cells(labelled):
+    return load_cells(labelled, labelled=True)
+
+
+def test_a_run_leaves_model_settings_and_logs(finished, labelled):
+    record = json.loads((finished / "run.json").read_text())
+    assert record["finished"]
+    assert (record["settings"]["labels"], record["settings"]["invariance"]) == (10, "mirrors * quarter-turns")
+    validated_on = split(load_cells(labelled, labelled=True), 10)[1]
+    error = relative_error(load_regressor(finished).predict(validated_on.epsilon[:, 0]), validated_on.dos)
+    assert record["results"]["validation_relative_error"] == pytest.approx(error, rel=1e-5)
+    assert not [file for file in finished.rglob("*") if file.suffix in (".pt", ".pkl", ".bin")]
+
+
+def test_it_learns(tmp_path, labelled, cells):
+    finetune(labelled, tmp_path / "run", labels=12, **SMALL | {"epochs": 60})
+    trained_on, _ = split(cells, 12)
+    model = load_regressor(tmp_path / "run")
+    guess = relative_error(np.tile(empty_lattice()[:400], (12, 1)), trained_on.dos)
+    assert relative_error(model.predict(trained_on.epsilon[:, 0]), trained_on.dos) < guess / 2
+
+
+def test_the_same_seeds_give_the_same_model(finished, labelled, cells, tmp_path):
+    again = finetune(labelled, tmp_path / "again", labels=10, **SMALL)
+    assert torch.equal(again(cells.epsilon), load_regressor(finished)(cells.epsilon))
+    other = finetune(labelled, tmp_path / "other", labels=10, label_seed=1, **SMALL)
+    assert not torch.equal(again(cells.epsilon), other(cells.epsilon))
+
+
+def test_stopped_and_started_again_it_ends_with_the_same_model(finished, labelled, cells, tmp_path, monkeypatch):
+    from photonic_essl import finetuning, training
+
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    whole = finetuning.FineTuning.losses
+
+    def stopped(self, rows, generator):
+        if self.current_epoch == 2:
+            raise OSError("the power went out")
+        return whole(self, rows, generator)
+
+    monkeypatch.setattr(finetuning.FineTuning, "losses", stopped)
+    with pytest.raises(OSError, match="the power went out"):
+        finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+    monkeypatch.setattr(finetuning.FineTuning, "losses", whole)
+    resumed = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+    assert torch.equal(resumed(cells.epsilon), load_regressor(finished)(cells.epsilon))
+
+
+def test_a_pretrained_encoder_is_where_it_starts(unlabelled, labelled, tmp_path, monkeypatch):
+    pretrain(unlabelled, tmp_path / "encoder", **SMALL)
+    from photonic_essl import finetuning
+
+    started = {}
+
+    def remember(module):
+        started.update({name: value.clone() for name, value in module.regressor.encoder.state_dict().items()})
+
+    monkeypatch.setattr(finetuning.FineTuning, "on_fit_start", remember)
+    finetune(labelled, tmp_path / "run", labels=10, pretrained=tmp_path / "encoder", **SMALL)
+    saved = Encoder.from_pretrained(tmp_path / "encoder").state_dict()
+    assert all(torch.equal(started[name], value) for name, value in saved.items())
+    with pytest.raises(ValueError, match="holds the encoder `light`, not `paper`"):
+        finetune(labelled, tmp_path / "new", labels=10, pretrained=tmp_path / "encoder", encoder="paper", **SMALL)
+
+
+def test_splits_are_nested_and_share_no_cell(cells):
+    rows = {cell.numpy().tobytes(): i for i, cell in enumerate(cells.epsilon)}
+
+    def numbers(part):
+        return [rows[cell.numpy().tobytes()] for cell in part.epsilon]
+
+    few, many = (split(cells, labels, label_seed=3) for labels in (5, 12))
+    assert numbers(many[0])[:5] == numbers(few[0])
+    for trained_on, validated_on in (few, many):
+        assert not set(numbers(trained_on)) & set(numbers(validated_on))
+        assert len(trained_on) + len(validated_on) == len(cells)
+    assert numbers(split(cells, 5, label_seed=4)[0]) != numbers(few[0])
+    given = split(cells, 20, validation=few[1])
+    assert len(given[0]) == 20
+    assert given[1] is few[1]
+
+
+def test_published_settings():
+    recipe = load_recipe("supervised", "paper")
+    published = {"optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 1e-5, "batch_size": 64, "epochs": 100}
+    published |= {"loss": "squared", "head": [1024, 1024, 512], "cosine": False, "minimum_steps": 0}
+    assert recipe == published
+    head = [tuple(layer.weight.shape) for layer in Regressor("paper", head=recipe["head"]).head[::2]]
+    assert head == [(1024, 1024), (1024, 1024), (512, 1024), (400, 512)]
+
+
+def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells):
+    model = photonic_essl.load_regressor(finished)
+    stored = xr.load_dataset(labelled)["epsilon"]
+    predicted = model.predict(stored)
+    assert predicted.dims == ("sample", "frequency")
+    assert predicted.attrs["units"]
+    assert predicted.frequency.attrs["units"] == "2πc/a"
+    np.testing.assert_allclose(predicted.frequency, np.linspace(0, 1.2, 500)[:400])
+    one = model.predict(stored.values[3])
+    assert one.dims == ("frequency",)
+    np.testing.assert_allclose(one, predicted[3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(model.predict(cells.epsilon[:, 0]), predicted)
+    np.testing.assert_array_equal(model.predict(stored.values.astype("f8"), batch_size=20), predicted)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "message"),
+    [
+        (np.ones((16, 16)), r"grid of 32 × 32, got \(16, 16\)"),
+        (np.ones((2, 1, 32, 32)), r"must have shape \(x, y\) or \(sample, x, y\)"),
+        (np.zeros((32, 32)), "finite and positive"),
+        (np.full((32, 32), np.nan), "finite and positive"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused(finished, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        load_regressor(finished).predict(epsilon)
+
+
+def test_evaluate_prints_and_returns_the_metric(finished, labelled, cells, capsys):
+    error = evaluate(finished, labelled)
+    assert error == pytest.approx(relative_error(load_regressor(finished).predict(cells.epsilon[:, 0]), cells.dos))
+    assert f"relative error on 20 cells: {100 * error:.2f} %" in capsys.readouterr().out
+
+
+def test_predict_writes_a_file(finished, unlabelled, tmp_path):
+    predicted = predict(finished, unlabelled, tmp_path / "predictions.nc")
+    written = xr.load_dataset(tmp_path / "predictions.nc")
+    np.testing.assert_array_equal(written["dos"], predicted)
+    assert written["dos"].attrs["units"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
+
+
+def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
+    factory = "tests.photonic_essl.test_encoders:own_network"
+    trained = finetune(labelled, tmp_path / "run", labels=10, encoder=factory, **SMALL)
+    loaded = load_regressor(tmp_path / "run", network=own_network(1, (32, 32)))
+    assert torch.equal(loaded(cells.epsilon), trained(cells.epsilon))
+    assert evaluate(tmp_path / "run", labelled, encoder=factory) > 0
+    with pytest.raises(ValueError, match="not a preset, and has to be given"):
+        load_regressor(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labels": 21}, "`labels` must be from 1 to the 20 labelled cells there are, got 21"),
+        ({"labels": 0}, "`labels` must be from 1 to"),
+        ({"labels": 20}, "leaves none of the 20 labelled cells to validate on"),
+        ({"recipe": "magic"}, "unknown recipe 'magic'"),
+        ({"recipe": "simclr"}, "the recipe 'simclr' is for pre-training"),
+        ({"encoder": "tiny"}, "unknown encoder 'tiny'"),
+        ({"family": "rods"}, "no groups were published for the family 'rods'"),
+        ({"loss": "cubic"}, "`loss` must be one of squared, absolute, got 'cubic'"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"epochs": 0}, "`epochs` must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_is_written(settings, message, labelled, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        finetune(labelled, tmp_path / "run", **{"labels": 10, **SMALL, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_files_are_refused(unlabelled, labelled, tmp_path):
+    with pytest.raises(ValueError, match="is unlabelled"):
+        finetune(unlabelled, tmp_path / "run", labels=3)
+    with pytest.raises(FileNotFoundError):
+        finetune(tmp_path / "nothing.nc", tmp_path / "run", labels=3)
+    with pytest.raises(FileNotFoundError, match="holds no saved encoder"):
+        finetune(labelled, tmp_path / "run", labels=3, pretrained=tmp_path)
+    wide = write_cells(tmp_path / "wide.nc", 6, grid=(64, 64))
+    pretrain(wide, tmp_path / "encoder", epochs=1, batch_size=4, progress=False)
+    with pytest.raises(ValueError, match=r"an encoder of a \(64, 64\) grid, the cells have \(32, 32\)"):
+        finetune(labelled, tmp_path / "run", labels=3, pretrained=tmp_path / "encoder")
