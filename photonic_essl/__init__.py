@@ -9,8 +9,8 @@ _HOMES = {
     "evaluate": "regression",
     "predict": "regression",
     "load_regressor": "regression",
+    "import_encoder": "published",
     "relative_error": "metrics",
-    "demo": "demo",
 }
 _MODULES = ("symmetry", "encoders", "objectives", "metrics", "plotting")
 

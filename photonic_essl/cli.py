@@ -9,6 +9,7 @@ COMMANDS = {
     "finetune": "photonic_essl.finetuning:finetune",
     "evaluate": "photonic_essl.regression:evaluate",
     "predict": "photonic_essl.regression:predict",
+    "import-encoder": "photonic_essl.published:import_encoder",
     "demo": "photonic_essl.demo:demo",
 }
 

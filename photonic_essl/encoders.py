@@ -70,7 +70,7 @@ def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic:
             convolution = PeriodicConvolution(inputs, outputs, 7, bias=True)
         else:
             convolution = nn.Conv2d(inputs, outputs, 7, padding=3)
-        stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(pool)]
+        stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.MaxPool2d(pool)]
     pooled = 256 * (grid[0] // 32) * (grid[1] // 32)
     head = nn.Sequential(nn.Flatten(), nn.Linear(pooled, 1024), nn.ReLU(), nn.Linear(1024, 1024))
     return ConvolutionalNetwork(nn.Sequential(*stages), head, stride=32 if periodic else None)
@@ -98,7 +98,7 @@ def light_network(
     trunk = nn.Sequential(
         PeriodicConvolution(channels, width, 5, stride=2),
         nn.BatchNorm2d(width),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         ResidualBlock(width, width),
         ResidualBlock(width, 2 * width, stride=2),
         ResidualBlock(2 * width, 4 * width, stride=2),
@@ -116,7 +116,7 @@ class ResidualBlock(nn.Module):
         self.branch = nn.Sequential(
             PeriodicConvolution(inputs, outputs, 3, stride),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             PeriodicConvolution(outputs, outputs, 3),
             nn.BatchNorm2d(outputs),
         )
@@ -127,7 +127,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum of branch and shortcut, rectified."""
-        return torch.relu(self.branch(x) + self.shortcut(x))
+        return (self.branch(x) + self.shortcut(x)).relu_()
 
 
 def _check_grid(name: str, grid: tuple[int, int], multiple: int) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
@@ -359,6 +358,8 @@ def probe_error(encoder: Encoder, cells: Cells) -> float:
         encoder: on any device.
         cells: labelled cells; the first half is fitted, the second scored.
     """
+    from sklearn.linear_model import RidgeCV  # takes a second and 50 MB to import, for runs that are probed alone
+
     features = representations(encoder, cells.epsilon)
     half = len(cells) // 2
     mean, deviation = features[:half].mean(0), features[:half].std(0) + 1e-6
