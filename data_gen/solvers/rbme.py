@@ -19,14 +19,15 @@ from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 2e-5  # relative, in frequency
-_EXTENSIONS = 4  # of the basis, at most
+_EXTENSIONS = 6  # of the basis, at most
 # Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted.
-_PATCHES = ((5, 6), (7, 8), (11, 10), (17, 16))
+# Last, no patches at all: every state of the basis, at every k.
+_PATCHES = ((5, 6), (7, 8), (11, 10), (1, None))
 # Where the error of the basis is estimated: it is much the same at all wavevectors.
 _CHECKED = np.array([(0.3, 0.3), (0.3, -0.3), (0.5, 0.5), (0.5, -0.5)])
 _SAFETY = 2.0  # of that estimate
 _NEGLIGIBLE = 0.02  # a frequency below which errors are taken relative to it
-_MATRICES_AT_ONCE = {"cpu": 150, "cuda": 100_000}  # small enough to stay in a cache; large enough to fill a GPU
+_BYTES_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}  # of matrices to diagonalise: to stay in a cache; to fill a GPU
 
 
 class _Plan(NamedTuple):
@@ -117,10 +118,13 @@ def _solve_some(
     )
     answer = Bands(*(part.detach() for part in answer))
     pending = torch.arange(len(medium), device=medium.device)
-    reduction, reductions = None, []
-    for _ in range(1 + _EXTENSIONS):
+    reductions = []
+    for turn in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], grid, polarization)
-        reduction = extend(operator, reduction, bands) if reduction else first_reduction(operator, polarization, bands)
+        if turn == 0:
+            reduction = first_reduction(operator, polarization, bands)
+        else:
+            reduction = extend(operator, reduction, bands, turn - 1)
         error = _SAFETY * error_estimate(operator, reduction, _cartesian(_CHECKED, grid), bands).amax((1, 2))
         answer.error[pending] = error
         done = error <= tolerance / 2
@@ -159,13 +163,15 @@ def _solve_reduced(
     for patches_per_axis, extra_states in _PATCHES:
         if not len(cells):
             return
-        kept = min(bands + extra_states, reduction.polynomial.shape[-1])
+        size = reduction.polynomial.shape[-1]
+        kept = size if extra_states is None else min(bands + extra_states, size)
         centres = _cartesian(_centres(patches_per_axis) / patches_per_axis, grid)
         models = patches.effective_hamiltonians(reduction.polynomial, centres, bands, kept)
-        answer.error[cells] = error = basis_error + _patch_error(models, patches_per_axis, grid, bands)
+        plan, reach = _sort_into_patches(wavevectors, patches_per_axis, grid)
+        error = basis_error + reach**4 * _patch_error(models, patches_per_axis, grid, bands)
+        answer.error[cells] = error
         done = error <= tolerance
         if bool(done.any()):
-            plan = _sort_into_patches(wavevectors, patches_per_axis, grid)
             eigenvalue, slope = _sweep(models[done], plan, bands)
             frequency = eigenvalue.clamp(min=0).sqrt()
             frequency[:, (wavevectors == np.round(wavevectors)).all(1), 0] = 0.0
@@ -177,15 +183,19 @@ def _solve_reduced(
 
 def _sweep(models: torch.Tensor, plan: _Plan, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return eigenvalues `(sample, k, band)` and slopes `(sample, k, band, 2)` at the wavevectors of a plan."""
-    step = max(1, _MATRICES_AT_ONCE[models.device.type] // plan.offsets.shape[1])
-    groups = zip(models[:, plan.patch].split(step, dim=1), plan.offsets.split(step))
-    solutions = [patches.solve(model, offsets, bands) for model, offsets in groups]
+    slots = plan.offsets.shape[1]
+    step = max(1, _BYTES_AT_ONCE[models.device.type] // (len(models) * models[0, 0, 0].nbytes))
+    solutions = []
+    together = max(1, step // slots)
+    for model, offsets in zip(models[:, plan.patch].split(together, dim=1), plan.offsets.split(together)):
+        parts = [patches.solve(model, some, bands) for some in offsets.split(step, dim=1)]
+        solutions.append([torch.cat(part, dim=2) for part in zip(*parts)])
     eigenvalue, slope = (torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
     return eigenvalue, slope * plan.sign[:, None, None]
 
 
 def _patch_error(models: torch.Tensor, patches_per_axis: int, grid: Grid, bands: int) -> torch.Tensor:
-    """Estimate the largest relative error in frequency of the k·p models, for each cell.
+    """Estimate the largest relative error in frequency of the k·p models of each cell: it grows as q to the fifth.
 
     It is largest at the corners of patches, where up to four models meet: what they disagree by.
     """
@@ -213,13 +223,18 @@ def _centres(patches_per_axis: int) -> np.ndarray:
     return index[len(index) // 2 :]
 
 
-def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:
-    """Fold wavevectors into the first zone and sort them into its patches, an odd number along each axis."""
+def _sort_into_patches(wavevectors: np.ndarray, patches_per_axis: int, grid: Grid) -> tuple[_Plan, float]:
+    """Fold wavevectors into the first zone and sort them into its patches, an odd number along each axis.
+
+    Returns:
+        The plan, and how far the wavevectors reach towards the edges of their patches: 1 is all the way.
+    """
     folded = wavevectors - np.round(wavevectors)
     # Whole patches from the zone's centre; a k between two belongs to the inner one, so that mirrors agree on it.
     index = np.ceil(np.abs(folded) * patches_per_axis - 0.5 - 1e-9).astype(np.int64)
     index = np.sign(folded).astype(np.int64) * np.minimum(index, patches_per_axis // 2)
-    return _plan(folded, index, patches_per_axis, grid)
+    reach = 2 * np.abs(folded * patches_per_axis - index).max()
+    return _plan(folded, index, patches_per_axis, grid), reach
 
 
 def _plan(wavevectors: np.ndarray, index: np.ndarray, patches_per_axis: int, grid: Grid) -> _Plan:

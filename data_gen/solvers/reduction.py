@@ -14,9 +14,13 @@ from data_gen.solvers.bloch import BlochOperator
 from data_gen.solvers.patches import hamiltonian
 from data_gen.solvers.waves import SYMMETRIC_POINTS
 
-EXTRA_MODES = 2  # sampled above the highest band wanted
-# Where modes are added should the first basis not do, in units of the reciprocal vectors: between the symmetric points.
-BETWEEN = ((0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25), (0.5, 0.25), (0.25, 0.5))
+_EXTRA_MODES, _FEWEST_MODES = 2, 6  # sampled above the highest band wanted; sampled in all
+# Where modes are added should the first basis not do, in turns, in units of the reciprocal vectors: halfway between the
+# symmetric points, then between those. Sets that the symmetries of the square leave as they are.
+BETWEEN = (
+    ((0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25), (0.5, 0.25), (0.5, -0.25), (0.25, 0.5), (-0.25, 0.5)),
+    tuple((x / 8, y / 8) for x, y in ((1, 3), (3, 1), (1, -3), (3, -1), (3, 3), (3, -3), (1, 1), (1, -1))),
+)
 
 _WAVES_PER_MODE = 12
 _REFINEMENTS = {"tm": 1, "te": 2}
@@ -43,37 +47,38 @@ class Reduction(NamedTuple):
 
 def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
-    grid, modes = operator.grid, bands + EXTRA_MODES
+    grid, modes = operator.grid, _sampled(bands)
     size = _FIELDS_PER_MODE[polarization] * modes
     if size >= grid.points:
         return _whole_space(operator)
     waves = grid.standing_waves(_WAVES_PER_MODE * modes)
-    k = torch.tensor(SYMMETRIC_POINTS, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = operator.standing_modes(waves, modes)
+    # Points that differ by a reciprocal vector have different periodic parts: the zone's corners are ±(½, ½) and
+    # ±(½, -½). Signs come by conjugation.
+    k = torch.tensor((*SYMMETRIC_POINTS, (0.5, -0.5)), dtype=torch.float64, device=waves.kappa.device) @ grid.reciprocal
+    y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
+    fields = torch.cat([fields, fields[:, 3:] * torch.exp(2j * torch.pi * y)], dim=1)
+    eigenvalue = torch.cat([eigenvalue, eigenvalue[:, 3:]], dim=1)
     for _ in range(_REFINEMENTS[polarization]):
         fields = fields + operator.correction(fields, eigenvalue, k)
     fields = _weighted(operator, fields, eigenvalue, bands)
 
-    # A point k and those that differ from it by a reciprocal vector have different periodic parts: the corners of the
-    # zone come as ±(½, ½) and ±(½, -½).
-    y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
-    other_corner = fields[:, 3:] * torch.exp(2j * torch.pi * y)
-    complex_fields = torch.cat([fields[:, 1:], other_corner], dim=1).flatten(1, 2)
-    real_fields = torch.cat([fields[:, 0].real, complex_fields.real, complex_fields.imag], dim=1)
+    elsewhere = fields[:, 1:].flatten(1, 2)
+    real_fields = torch.cat([fields[:, 0].real, elsewhere.real, elsewhere.imag], dim=1)
     constant = torch.ones_like(real_fields[:, :1])
     constant = constant / _inner(operator, constant, constant).sqrt()
     return _reduction(operator, constant, real_fields, size - 1)
 
 
-def extend(operator: BlochOperator, reduction: Reduction, bands: int) -> Reduction:
+def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int) -> Reduction:
     """Add what one correction of the modes between the symmetric points holds beyond the basis."""
-    grid, modes = operator.grid, bands + EXTRA_MODES
+    grid, modes = operator.grid, _sampled(bands)
     size = reduction.fields.shape[1]
     if size == grid.points:
         return reduction
     if size + 4 * modes >= grid.points:
         return _whole_space(operator)
-    k = torch.tensor(BETWEEN, dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
+    k = torch.tensor(BETWEEN[turn % len(BETWEEN)], dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = ritz_modes(reduction, k, modes)
     fields = _weighted(operator, operator.correction(fields, eigenvalue, k), eigenvalue, bands, normalise=False)
     fields = fields.flatten(1, 2)
@@ -105,6 +110,10 @@ def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tenso
     energy, norm = operator.inverse_norm(operator.stiffness(fields, k) - shifted, k)
     missing = (1 - eigenvalue * norm / energy.clamp(min=1e-300)).clamp(min=0.1)
     return energy / missing / (2 * eigenvalue.clamp(min=1e-300))
+
+
+def _sampled(bands: int) -> int:
+    return max(bands + _EXTRA_MODES, _FEWEST_MODES)
 
 
 def _weighted(

@@ -1,0 +1,303 @@
+import numpy as np
+import pytest
+import torch
+
+from data_gen.lattices import basis_vectors, reciprocal_vectors, wavevector_grid
+from data_gen.solvers import mpb
+from data_gen.solvers.contract import ConvergenceError
+from data_gen.solvers.rbme import solve_bands
+from data_gen.solvers.smoothing import effective_inverse_permittivity
+
+SQUARE, HEXAGONAL = basis_vectors("square"), basis_vectors("hexagonal")
+GENERIC = np.array([(0.13, 0.21), (0.31, -0.28), (-0.47, 0.19), (0.06, 0.02), (0.5, 0.3), (0.29, 0.3)])
+
+
+def level_set(n: int, seed: int, low: float = 1.0, high: float = 12.0) -> np.ndarray:
+    """A two-material cell without any symmetry, one period on an n x n grid."""
+    rng = np.random.default_rng(seed)
+    x = (np.arange(n) + 0.5) / n
+    waves = [(i, j) for i in range(-1, 2) for j in range(-1, 2) if (i, j) > (0, 0)]
+    total = sum(
+        rng.uniform(0.2, 1) * np.cos(2 * np.pi * (i * x[:, None] + j * x[None] + rng.uniform())) for i, j in waves
+    )
+    return np.where(total > np.quantile(total, rng.uniform(0.3, 0.7)), high, low)
+
+
+def rod(n: int, radius: float, inside: float, outside: float, basis: np.ndarray = SQUARE) -> np.ndarray:
+    """A circle at the centre of the cell."""
+    x = (np.arange(n) + 0.5) / n - 0.5
+    fractional = np.stack(np.meshgrid(x, x, indexing="ij"), axis=-1)
+    images = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)])
+    distance = np.linalg.norm((fractional[..., None, :] + images) @ basis, axis=-1).min(-1)
+    return np.where(distance < radius, inside, outside)
+
+
+def dense_frequencies(
+    epsilon: np.ndarray, wavevectors: np.ndarray, polarization: str, basis: np.ndarray = SQUARE, factor: int = 1
+) -> np.ndarray:
+    """Diagonalise the whole problem, written down independently; the mesh must be odd, so that each G has its -G."""
+    fine = torch.as_tensor(epsilon)[None]
+    x, y = epsilon.shape[0] // factor, epsilon.shape[1] // factor
+    assert x % 2 == y % 2 == 1
+    orders = np.stack(np.meshgrid(np.fft.fftfreq(x, 1 / x), np.fft.fftfreq(y, 1 / y), indexing="ij"), axis=-1)
+    g = orders.reshape(-1, 2) @ reciprocal_vectors(basis)
+    fourier = np.fft.fft2(np.eye(x * y).reshape(-1, x, y), norm="ortho").reshape(x * y, -1).T
+    result = []
+    for k in wavevectors @ reciprocal_vectors(basis):
+        q = k + g
+        if polarization == "tm":
+            inverse_root = 1 / np.sqrt(epsilon.reshape(x, factor, y, factor).mean((1, 3)).ravel())
+            operator = inverse_root[:, None] * (fourier.conj().T @ ((q**2).sum(-1)[:, None] * fourier)) * inverse_root
+        else:
+            eta = effective_inverse_permittivity(fine, factor, basis)[0].numpy().reshape(-1, 2, 2)
+            curl = [fourier.conj().T @ (component[:, None] * fourier) for component in (q[:, 1], -q[:, 0])]
+            operator = sum(curl[i].conj().T @ (eta[:, i, j, None] * curl[j]) for i in range(2) for j in range(2))
+        result.append(np.sqrt(np.clip(np.linalg.eigvalsh(operator), 0, None)))
+    return np.array(result)
+
+
+def largest_error(frequency: torch.Tensor, reference: np.ndarray) -> float:
+    return float(np.max(np.abs(frequency.numpy() - reference) / np.maximum(reference, 0.02)))
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+@pytest.mark.parametrize("basis", [SQUARE, HEXAGONAL, np.array([(1.0, 0.0), (0.3, 1.4)])])
+def test_empty_lattice_is_exact(polarization, basis):
+    index = 1.7
+    k = np.concatenate([GENERIC, [(0.0, 0.0), (0.5, 0.5), (0.5, 0.0)]])
+    answer = solve_bands(np.full((1, 32, 32), index**2), k, polarization=polarization, basis=basis)
+    orders = np.stack(np.meshgrid(*[np.arange(-4, 5)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    length = np.linalg.norm((k[:, None] + orders) @ reciprocal_vectors(basis), axis=-1)
+    np.testing.assert_allclose(answer.frequency[0].numpy(), np.sort(length, axis=1)[:, :10] / index, atol=1e-8)
+    # Every plane wave moves at c/n, in degenerate sets as well; only the wave that stands still does not.
+    speed = answer.group_velocity[0].norm(dim=-1).numpy()
+    expected = np.full_like(speed, 1 / index)
+    expected[len(GENERIC), 0] = 0.0
+    np.testing.assert_allclose(speed, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+@pytest.mark.parametrize("basis", [SQUARE, HEXAGONAL])
+def test_agrees_with_dense_diagonalisation(polarization, basis):
+    cell = level_set(19 * 4, seed=3)
+    reference = dense_frequencies(cell, GENERIC, polarization, basis, factor=4)[:, :10]
+    answer = solve_bands(cell[None], GENERIC, polarization=polarization, basis=basis, resolution=19)
+    assert largest_error(answer.frequency[0], reference) < 2e-5
+    assert largest_error(answer.frequency[0], reference) < 10 * answer.error.item()
+
+
+def test_as_many_bands_as_plane_waves():
+    cell = level_set(5, seed=0)
+    answer = solve_bands(cell[None], GENERIC, bands=25)
+    np.testing.assert_allclose(answer.frequency[0].numpy(), dense_frequencies(cell, GENERIC, "tm"), atol=1e-9)
+
+
+def test_rectangular_mesh_of_a_rectangular_cell():
+    cell = level_set(75, seed=1)[:45]
+    basis = np.array([(0.6, 0.0), (0.0, 1.0)])
+    reference = dense_frequencies(cell, GENERIC, "tm", basis, factor=3)[:, :6]
+    answer = solve_bands(cell[None], GENERIC, bands=6, basis=basis, resolution=15)
+    assert largest_error(answer.frequency[0], reference) < 2e-5
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_translations_rotations_and_mirrors_of_the_cell(polarization):
+    cell = level_set(96, seed=5)
+    k = GENERIC[:3]
+    copies = {
+        "itself": (cell, k),
+        "translated": (np.roll(cell, (33, -12), (0, 1)), k),
+        "rotated": (np.rot90(cell), k[:, ::-1] * (-1, 1)),
+        "mirrored": (cell[::-1], k * (-1, 1)),
+        "time reversed": (cell, -k),
+    }
+    frequency = {}
+    for name, (copy, wavevectors) in copies.items():
+        answer = solve_bands(copy[None].copy(), wavevectors, polarization=polarization, resolution=32)
+        frequency[name] = answer.frequency[0]
+    for name, moved in frequency.items():
+        torch.testing.assert_close(moved, frequency["itself"], rtol=1e-8, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_scaling_the_permittivity(polarization):
+    cell = level_set(32, seed=6)[None]
+    plain = solve_bands(cell, GENERIC, polarization=polarization)
+    scaled = solve_bands(3 * cell, GENERIC, polarization=polarization)
+    torch.testing.assert_close(scaled.frequency * 3**0.5, plain.frequency, rtol=1e-10, atol=0)
+    torch.testing.assert_close(scaled.group_velocity * 3**0.5, plain.group_velocity, rtol=1e-6, atol=1e-9)
+
+
+def test_long_waves_in_a_checkerboard():
+    # Dykhne: the effective permittivity is the geometric mean, exactly.
+    cell = np.kron(np.array([[1.0, 4.0], [4.0, 1.0]]), np.ones((128, 128)))
+    k = np.array([(0.01, 0.0), (0.007, 0.007)])
+    frequency = solve_bands(cell[None], k, bands=1, polarization="te", resolution=64).frequency[0, :, 0].numpy()
+    np.testing.assert_allclose(np.linalg.norm(k, axis=1) / frequency, np.sqrt(2.0), rtol=0.01)
+
+
+def test_converges_as_the_square_of_the_pixel():
+    cell = rod(576, 0.31, 9.0, 1.0)[None]
+    resolutions = np.array([12, 18, 24, 36])
+    frequency = {r: solve_bands(cell, GENERIC, bands=4, resolution=int(r)).frequency for r in (*resolutions, 144)}
+    errors = [float((frequency[r] / frequency[144] - 1).abs().mean()) for r in resolutions]
+    slope = np.polyfit(np.log(resolutions), np.log(errors), 1)[0]
+    assert -2.6 < slope < -1.6
+
+
+def test_textbook_gaps():
+    zone = wavevector_grid(14)[:98]
+    edge = np.array([(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)])
+    rods = solve_bands(rod(256, 0.2, 8.9, 1.0)[None], np.concatenate([zone, edge]), bands=2, resolution=32).frequency[0]
+    assert rods[:, 0].max() == pytest.approx(0.322, rel=0.02)
+    assert rods[:, 1].min() == pytest.approx(0.443, rel=0.02)
+    holes = rod(256, 0.48, 1.0, 13.0, HEXAGONAL)[None]
+    points = np.concatenate([zone, edge, [(1 / 3, 1 / 3), (2 / 3, -1 / 3), (1 / 3, -2 / 3)]])
+    for polarization, below in (("tm", 2), ("te", 1)):
+        bands = solve_bands(
+            holes, points, bands=4, polarization=polarization, basis=HEXAGONAL, resolution=32
+        ).frequency[0]
+        assert bands[:, below - 1].max() < 0.44
+        assert bands[:, below].min() > 0.50
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_quarter_wave_stack(polarization):
+    # n = 3 : 1, a quarter and three quarters of the period: the first gap at the zone edge is 2/9 to 4/9.
+    stack = np.where(np.arange(256) < 64, 9.0, 1.0)[None, :, None] * np.ones((1, 1, 16))
+    basis = np.array([(1.0, 0.0), (0.0, 0.0625)])
+    answer = solve_bands(stack, np.array([(0.5, 0.0)]), bands=2, polarization=polarization, basis=basis, resolution=128)
+    np.testing.assert_allclose(answer.frequency[0, 0].numpy(), [2 / 9, 4 / 9], rtol=2e-3)
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_velocities_are_slopes_of_the_bands(polarization):
+    cell, step = level_set(64, seed=8)[None], 1e-4
+    shifts = np.array([(0, 0), (step, 0), (-step, 0), (0, step), (0, -step)])
+    k = np.array([(0.13, 0.21), (0.31, -0.28), (0.06, 0.02), (0.22, 0.23)])
+    answer = solve_bands(cell, (k[:, None] + shifts).reshape(-1, 2), bands=6, polarization=polarization, resolution=32)
+    frequency = answer.frequency.reshape(4, 5, 6)
+    slope = torch.stack([frequency[:, 1] - frequency[:, 2], frequency[:, 3] - frequency[:, 4]], dim=-1) / (2 * step)
+    torch.testing.assert_close(answer.group_velocity.reshape(4, 5, 6, 2)[:, 0], slope, rtol=0, atol=1e-5)
+
+
+def test_velocities_of_degenerate_bands():
+    # The fourfold symmetry of a rod makes pairs of bands at the zone's corner, on which the velocity operator vanishes
+    # along the diagonal no more than elsewhere; near the centre, the pair splits linearly or not at all.
+    cell, step = rod(96, 0.3, 9.0, 1.0)[None], 1e-4
+    corner = np.array([(0.5, 0.5), (0.5 - step, 0.5 - 0.618 * step)])
+    answer = solve_bands(cell, corner, bands=8, resolution=32)
+    frequency, velocity = answer.frequency[0], answer.group_velocity[0, 0]
+    degenerate = frequency[0].diff() < 1e-6
+    assert degenerate.any()
+    predicted = frequency[0] + velocity @ torch.tensor(corner[1] - corner[0])
+    torch.testing.assert_close(predicted.sort().values, frequency[1], rtol=0, atol=1e-6)
+
+
+def test_pair_k_and_minus_k():
+    answer = solve_bands(level_set(32, seed=9)[None], np.concatenate([GENERIC, -GENERIC]))
+    torch.testing.assert_close(answer.frequency[:, :6], answer.frequency[:, 6:], rtol=1e-12, atol=0)
+    torch.testing.assert_close(answer.group_velocity[:, :6], -answer.group_velocity[:, 6:], rtol=0, atol=1e-9)
+
+
+def test_a_batch_is_its_cells_one_by_one():
+    cells = np.stack([level_set(32, seed) for seed in range(3)] + [np.full((32, 32), 2.0)])
+    batch = solve_bands(cells, GENERIC)
+    for i, cell in enumerate(cells):
+        single = solve_bands(cell[None], GENERIC)
+        assert all(torch.equal(many[i], one[0]) for many, one in zip(batch, single))
+
+
+ADVERSARIAL = {
+    "nearly uniform": lambda n: 4.0 + 1e-3 * level_set(n, 1),
+    "20 : 1": lambda n: level_set(n, 2, 1.0, 20.0),
+    "1 : 20": lambda n: level_set(n, 3, 20.0, 1.0),
+    "thin veins": lambda n: np.where((np.arange(n)[:, None] < n // 21) | (np.arange(n)[None] < n // 21), 13.0, 1.0),
+    "thin cracks": lambda n: np.where((np.arange(n)[:, None] < n // 21) | (np.arange(n)[None] < n // 21), 1.0, 13.0),
+    "checkerboard": lambda n: np.where((np.arange(n)[:, None] < n // 2) ^ (np.arange(n)[None] < n // 2), 12.0, 1.0),
+    "one pixel": lambda n: np.where((np.arange(n)[:, None] < n // 21) & (np.arange(n)[None] < n // 21), 20.0, 1.0),
+    "small rod": lambda n: rod(n, 0.1, 20.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_error_is_at_most_ten_times_the_estimate(name, polarization):
+    cell = ADVERSARIAL[name](84).astype(float)
+    k = GENERIC[[0, 2, 5]]
+    reference = dense_frequencies(cell, k, polarization, factor=4)[:, :10]
+    for tolerance in (1e-3, 2e-5):
+        answer = solve_bands(cell[None], k, polarization=polarization, resolution=21, tolerance=tolerance)
+        assert answer.error.item() <= tolerance
+        assert largest_error(answer.frequency[0], reference) <= 10 * answer.error.item() + 1e-10
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_gradient_agrees_with_finite_differences(polarization):
+    cell = torch.as_tensor(level_set(32, seed=4, high=5.0))[None]
+    k, weight = GENERIC[:2], torch.linspace(1, 2, 10, dtype=torch.float64) ** 2
+    direction = torch.randn(cell.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def total(epsilon):
+        answer = solve_bands(epsilon, k, polarization=polarization, resolution=16, tolerance=1e-6)
+        return (answer.frequency * weight).sum()
+
+    (gradient,) = torch.autograd.grad(total(cell.requires_grad_()), cell)
+    with torch.no_grad():
+        step = 1e-3
+        difference = (total(cell + step * direction) - total(cell - step * direction)) / (2 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(difference.item(), rel=1e-3)
+
+
+def test_frequency_at_rest_has_no_gradient():
+    cell = torch.full((1, 16, 16), 3.0, dtype=torch.float64, requires_grad=True)
+    solve_bands(cell, np.zeros((1, 2)), bands=1).frequency.sum().backward()
+    assert torch.equal(cell.grad, torch.zeros_like(cell))
+
+
+def test_never_returns_what_has_not_converged():
+    cells = np.stack([np.full((32, 32), 2.0), level_set(32, seed=0)])
+    with pytest.raises(ConvergenceError, match=r"cell 1: estimated relative error .* over `tolerance` 1e-13"):
+        solve_bands(cells, GENERIC, tolerance=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epsilon": np.zeros((1, 8, 8))}, r"`epsilon` must be positive and finite everywhere, got 0\.0"),
+        ({"epsilon": -np.ones((1, 8, 8))}, r"positive and finite everywhere, got -1\.0"),
+        ({"epsilon": np.full((1, 8, 8), np.nan)}, r"positive and finite everywhere, got nan"),
+        ({"epsilon": np.ones(8)}, r"must have shape .*, got \(8,\)"),
+        ({"resolution": 3}, r"`resolution` must divide the fine grid 8 x 8 by a whole factor, got 3"),
+        ({"bands": 65}, r"`bands` must be from 1 to the number of plane waves, 64, got 65"),
+        ({"polarization": "tem"}, r"`polarization` must be one of tm, te, got 'tem'"),
+        ({"tolerance": 0.0}, r"`tolerance` must be positive, got 0\.0"),
+    ],
+)
+def test_errors_state_the_rule_and_the_value(change, message):
+    settings = {"epsilon": np.ones((1, 8, 8)), "wavevectors": GENERIC, **change}
+    with pytest.raises(ValueError, match=message):
+        solve_bands(**settings)
+
+
+@pytest.mark.mpb
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_agrees_with_mpb(polarization):
+    cell = level_set(128, seed=11, low=2.0, high=8.0)[None]
+    settings = {"polarization": polarization, "resolution": 32}
+    fast = solve_bands(cell, GENERIC[:4], **settings)
+    # MPB's highest frequency has a sign, and k and -k differ by it: their mean does not.
+    reference, opposite = (mpb.solve_bands(cell, sign * GENERIC[:4], **settings) for sign in (1, -1))
+    mean = (reference.frequency + opposite.frequency) / 2
+    assert largest_error(fast.frequency[0], mean[0].numpy()) < 3e-5
+    torch.testing.assert_close(fast.group_velocity, reference.group_velocity, rtol=0, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_gpu_agrees_with_cpu(polarization):
+    cells = np.stack([level_set(64, seed) for seed in range(4)])
+    settings = {"polarization": polarization, "resolution": 32}
+    host, device = (solve_bands(cells, GENERIC, device=name, **settings) for name in ("cpu", "cuda"))
+    torch.testing.assert_close(device.frequency.cpu(), host.frequency, rtol=1e-9, atol=0)
+    torch.testing.assert_close(device.group_velocity.cpu(), host.group_velocity, rtol=0, atol=1e-6)
