@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from data_gen.shards import Chunk
 
@@ -39,9 +40,8 @@ def run_chunks(
     """
     workers = workers or len(os.sched_getaffinity(0))
     if scheduler is None and workers == 1:
-        with _one_thread():
-            for chunk in chunks:
-                yield chunk, compute(*chunk)
+        for chunk in chunks:
+            yield chunk, compute(*chunk)
         return
     with _client(workers, scheduler) as client:
         yield from _run_on_dask(client, compute, fail, join, chunks)
@@ -93,6 +93,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator:
 
     settings = {
         "distributed.scheduler.allowed-failures": FAILURES_BEFORE_BISECTION,
+        "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies is blamed on what it ran, not on its queue
         "distributed.worker.memory.terminate": 0.95,
         "distributed.comm.timeouts.connect": "10s",
     }
@@ -111,11 +112,12 @@ def _client(workers: int, scheduler: str | None) -> Iterator:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute as a worker does: with one thread, which also keeps sums in the same order."""
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: workers share the cores, and sums come in the same order on any machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with threadpool_limits(limits=1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,3 +1,5 @@
+import functools
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.shards import open_shards
 from data_gen.solvers.contract import ConvergenceError
+from data_gen.workers import run_chunks
 
 LABELLED = ["--samples", "3", "--k-points", "5", "--bands", "6", "--resolution", "16"]
 
@@ -71,6 +74,71 @@ def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path)
     subprocess.run([*command, "--out", killed, "--workers", "1"], check=True, capture_output=True)
     assert killed.read_bytes() == calm
     assert not shards.exists()
+
+
+def test_a_cluster_of_two_workers_by_address_makes_the_same_file(tmp_path):
+    command = [sys.executable, "-m", "data_gen.cli", "generate", "rods", *LABELLED]
+    subprocess.run([*command, "--out", tmp_path / "here.h5", "--workers", "1"], check=True, capture_output=True)
+    address_file = tmp_path / "scheduler.json"
+    cluster = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", address_file),
+                *("--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+    ]
+    try:
+        while not address_file.exists():
+            time.sleep(0.05)
+        cluster += [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", address_file),
+                    *("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path),
+                ],
+                stderr=subprocess.DEVNULL,
+            )
+            for _ in range(2)
+        ]
+        address = json.loads(address_file.read_text())["address"]
+        subprocess.run([*command, "--out", tmp_path / "there.h5", "--scheduler", address], check=True, timeout=120)
+    finally:
+        for process in cluster:
+            process.kill()
+            process.wait()
+    assert (tmp_path / "there.h5").read_bytes() == (tmp_path / "here.h5").read_bytes()
+
+
+def test_a_worker_that_dies_on_a_cell_costs_that_cell(tmp_path, monkeypatch):
+    """The chunk is tried again, then halved until the guilty cell is alone."""
+    plan = generation.Plan("rods", 8, 0, 8, False, None)
+    results = dict(
+        run_chunks(
+            functools.partial(_deadly_chunk, plan),
+            functools.partial(generation.failed_cell, plan),
+            generation.join,
+            [(0, 4), (4, 8)],
+            2,
+            None,
+        )
+    )
+    assert results[0, 4]["status"].tolist() == [0, 0, 0, 0]
+    assert results[4, 8]["status"].tolist() == [0, 1, 0, 0]
+    assert b"seed 0, index 5: the worker process died" in results[4, 8]["error_message"][1]
+
+
+def _deadly_chunk(plan, start, stop):
+    if start <= 5 < stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return generation.compute_chunk(plan, start, stop)
+
+
+def test_no_scheduler_at_an_address_is_one_line(tmp_path, capsys):
+    words = ["generate", "rods", "--samples", 2, "--unlabelled", "--scheduler", "tcp://127.0.0.1:9"]
+    assert run_data_gen(*words, "--out", tmp_path / "a.h5") == 2
+    assert "no dask scheduler at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
 
 
 def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
