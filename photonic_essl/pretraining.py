@@ -134,14 +134,12 @@ def pretrain(
     probes = [Probe(probed, probe_every)] if probed else []
     run.begin_sitting(data=str(data))
     fit(module, run, callbacks=probes, device=device, devices=devices, precision=precision, progress=progress)
+    trained = module.encoder.cpu().eval()
     if module.global_rank == 0:
-        trained = module.encoder.cpu().eval()
         trained.save_pretrained(out)
-        run.finish(
-            steps=module.global_step, **{name: value for callback in probes for name, value in callback.last.items()}
-        )
+        run.finish(steps=module.global_step, **(probes[0].last if probes else {}))
         print(f"Pre-trained encoder written to {out} ({run.record['seconds']:.0f} s).")
-    return module.encoder.cpu().eval()
+    return trained
 
 
 def named_groups(

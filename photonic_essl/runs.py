@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
 
 
 class Run:
-    """A run in a folder, new or continued; its record is `run.json`.
+    """A run in a folder, new or continued; its record is `run.json`, written by the first of its processes.
 
     Args:
         folder: where everything of the run is written.
@@ -59,6 +60,7 @@ class Run:
         """The CSV logs of each sitting so far, in order."""
         return sorted(self.folder.glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
 
+    @rank_zero_only
     def begin_sitting(self, **facts: Any) -> None:
         """Note the start of some uninterrupted work, and facts about where it is done."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,7 @@ class Run:
         self.record["sittings"].append({"started": now, **environment(), **facts})
         self.write()
 
+    @rank_zero_only
     def write(self) -> None:
         """Write the record; a reader sees the old one or the new one, never half of either."""
         if hasattr(self, "_started"):
@@ -76,6 +79,7 @@ class Run:
         written.write_text(json.dumps(self.record, indent=2) + "\n")
         os.replace(written, self.record_file)
 
+    @rank_zero_only
     def finish(self, **results: Any) -> None:
         """Note the end of the run, and what came out."""
         self.record |= {"finished": True, "results": results}

@@ -192,7 +192,14 @@ class ProgressBar(lightning.Callback):
         steps = module.epochs * len(module.train_dataloader())
         # Into a file, a line every half minute is plenty.
         interval = 0.5 if sys.stderr.isatty() else 30.0
-        self.bar = tqdm(total=steps, initial=trainer.global_step, unit="step", mininterval=interval, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=steps,
+            initial=trainer.global_step,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+        )
 
     def on_train_batch_end(self, trainer: lightning.Trainer, module: SeededModule, *batch: Any) -> None:
         """Advance by a step."""

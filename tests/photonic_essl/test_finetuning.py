@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,6 +75,15 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(finished, labelle
     monkeypatch.setattr(finetuning.FineTuning, "losses", whole)
     resumed = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
     assert torch.equal(resumed(cells.epsilon), load_regressor(finished)(cells.epsilon))
+
+
+def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, labelled, cells, tmp_path):
+    again = shutil.copytree(finished, tmp_path / "again")
+    record = json.loads((again / "run.json").read_text())
+    (again / "run.json").write_text(json.dumps(record | {"finished": False}))
+    (again / "model.safetensors").unlink()
+    ended = finetune(labelled, again, labels=10, **SMALL)
+    assert torch.equal(ended(cells.epsilon), load_regressor(finished)(cells.epsilon))
 
 
 def test_a_pretrained_encoder_is_where_it_starts(unlabelled, labelled, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,15 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_
     pretrain(unlabelled, tmp_path / "whole", **settings)
     assert same(weights(killed), weights(tmp_path / "whole"))
     assert len(json.loads((killed / "run.json").read_text())["sittings"]) == 2
+
+
+def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, unlabelled, labelled, tmp_path):
+    again = shutil.copytree(finished, tmp_path / "again")
+    record = json.loads((again / "run.json").read_text())
+    (again / "run.json").write_text(json.dumps(record | {"finished": False}))
+    (again / "model.safetensors").unlink()
+    pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
+    assert same(weights(again), weights(finished))
 
 
 @pytest.mark.slow

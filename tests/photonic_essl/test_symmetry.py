@@ -133,7 +133,12 @@ def test_rectangular_cells_can_be_mirrored_but_not_turned():
 @pytest.mark.parametrize(
     ("name", "grid", "lattice", "message"),
     [
-        ("quarter-turns", (6, 6), HEXAGONAL, r"`quarter-turns` does not map a cell with lattice vectors .* onto itself"),
+        (
+            "quarter-turns",
+            (6, 6),
+            HEXAGONAL,
+            r"`quarter-turns` does not map a cell with lattice vectors .* onto itself",
+        ),
         ("hexagon", (6, 6), SQUARE, r"does not map a cell with lattice vectors \(1, 0\) and \(0, 1\) onto itself"),
         ("translations/4", (6, 6), SQUARE, "divisible by 4, got 6 × 6"),
         ("mirrors", (6, 6), HEXAGONAL, "does not map a cell"),
