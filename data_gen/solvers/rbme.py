@@ -20,9 +20,9 @@ from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivit
 
 TOLERANCE = 2e-5  # relative, in frequency
 _EXTENSIONS = 6  # of the basis, at most
-# Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted.
-# Last, no patches at all: every state of the basis, at every k.
-_PATCHES = ((5, 6), (7, 8), (11, 10), (1, None))
+# Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted, in
+# units of √bands. Last, no patches at all: every state of the basis, at every k.
+_PATCHES = ((5, 2.5), (7, 3.0), (11, 4.0), (1, np.inf))
 # Where the error of the basis is estimated: it is much the same at all wavevectors.
 _CHECKED = np.array([(0.3, 0.3), (0.3, -0.3), (0.5, 0.5), (0.5, -0.5)])
 _SAFETY = 2.0  # of that estimate
@@ -160,11 +160,10 @@ def _solve_reduced(
 ) -> None:
     """Fill in the answer for cells that have a basis, with the fewest patches that do for each."""
     bands = answer.frequency.shape[-1]
-    for patches_per_axis, extra_states in _PATCHES:
+    for patches_per_axis, states in _PATCHES:
         if not len(cells):
             return
-        size = reduction.polynomial.shape[-1]
-        kept = size if extra_states is None else min(bands + extra_states, size)
+        kept = int(min(np.ceil(bands + states * np.sqrt(bands)), reduction.polynomial.shape[-1]))
         centres = _cartesian(_centres(patches_per_axis) / patches_per_axis, grid)
         models = patches.effective_hamiltonians(reduction.polynomial, centres, bands, kept)
         plan, reach = _sort_into_patches(wavevectors, patches_per_axis, grid)

@@ -22,9 +22,9 @@ BETWEEN = (
     tuple((x / 8, y / 8) for x, y in ((1, 3), (3, 1), (1, -3), (3, -1), (3, 3), (3, -3), (1, 1), (1, -1))),
 )
 
-_WAVES_PER_MODE = 12
-_REFINEMENTS = {"tm": 1, "te": 2}
-_FIELDS_PER_MODE = {"tm": 6, "te": 8}
+_WAVES_PER_MODE = 8
+_REFINEMENTS = 2
+_FIELDS_PER_MODE = {"tm": 4.5, "te": 6}
 _DEPENDENT = 1e-12  # of the largest eigenvalue of a Gram matrix: below it, a combination is numerically dependent
 _EXTRA_WEIGHT = 0.1  # of a sampled mode above the bands wanted, beside one of them, when fields are to be left out
 
@@ -48,7 +48,7 @@ class Reduction(NamedTuple):
 def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
     grid, modes = operator.grid, _sampled(bands)
-    size = _FIELDS_PER_MODE[polarization] * modes
+    size = int(_FIELDS_PER_MODE[polarization] * modes)
     if size >= grid.points:
         return _whole_space(operator)
     waves = grid.standing_waves(_WAVES_PER_MODE * modes)
@@ -59,7 +59,7 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
     fields = torch.cat([fields, fields[:, 3:] * torch.exp(2j * torch.pi * y)], dim=1)
     eigenvalue = torch.cat([eigenvalue, eigenvalue[:, 3:]], dim=1)
-    for _ in range(_REFINEMENTS[polarization]):
+    for _ in range(_REFINEMENTS):
         fields = fields + operator.correction(fields, eigenvalue, k)
     fields = _weighted(operator, fields, eigenvalue, bands)
 
