@@ -86,10 +86,10 @@ class Regressor(
 
     def predicted(self, cells: Tensor, batch_size: int = 256) -> np.ndarray:
         """Return the densities of states of cells `(sample, 1, x, y)` as `(sample, 400)`, whatever the mode."""
-        training, device = self.training, self.empty_lattice.device
+        training = self.training
         self.eval()
         with torch.no_grad():
-            parts = [self(batch.to(device)).float().cpu() for batch in cells.split(batch_size)]
+            parts = [self(batch.to(self.empty_lattice)).float().cpu() for batch in cells.split(batch_size)]
         self.train(training)
         return torch.cat(parts).numpy()
 

@@ -128,8 +128,9 @@ class SeededModule(lightning.LightningModule):
         if self._generator is None:
             self._generator = torch.Generator(self.device)
         # Dropout and the like, in a network of the user's, draw from torch's own generator.
-        torch.manual_seed(derived_seed(self.seed, _STEP, self.global_step))
-        self._generator.manual_seed(derived_seed(self.seed, _STEP, self.global_step))
+        seed = derived_seed(self.seed, _STEP, self.global_step)
+        torch.manual_seed(seed)
+        self._generator.manual_seed(seed)
         losses = self.losses(self.rows(batch), self._generator)
         self._watch(losses["loss"].detach())
         if self.global_step % STEPS_BETWEEN_LOGS == 0:

@@ -16,7 +16,8 @@ from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.plotting import read_log
-from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain, probe_error
+from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain
+from photonic_essl.probing import probe_error
 from photonic_essl.recipes import load_recipe, recipe_names
 from photonic_essl.symmetry import group
 from photonic_essl.training import DivergenceError
@@ -220,7 +221,7 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"encoder": "tiny"}, "unknown encoder 'tiny'"),
         ({"family": "rods"}, "no groups were published for the family 'rods'"),
         ({"invariance": "spin"}, "unknown group 'spin'"),
-        ({"equivariance": "hexagon"}, "does not map a square cell"),
+        ({"equivariance": "hexagon"}, "`hexagon` does not map a cell"),
         ({"equivariance": "translations/5"}, "divisible by 5"),
         ({"prediction": "guess"}, "`prediction` must be one of absolute, relative, continuous, got 'guess'"),
         ({"prediction": "continuous", "equivariance": "mirrors"}, "continuous prediction is for translations"),
