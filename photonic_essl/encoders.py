@@ -31,6 +31,15 @@ from photonic_essl.periodic import PeriodicConvolution
 PERMITTIVITY_RANGE = (1.0, 20.0)
 
 
+MODEL_CARD = """---
+{{ card_data }}
+---
+
+%s of photonic crystal cells, made by photonic_essl after [E-SSL](https://arxiv.org/abs/2111.00899).
+`run.json`, where it is beside this file, says from what data and with what settings.
+"""
+
+
 class ConvolutionalNetwork(nn.Module):
     """A convolutional trunk, whose layout the head sees whole.
 

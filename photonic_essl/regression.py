@@ -11,12 +11,16 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import PERMITTIVITY_RANGE, Encoder, load_folder, make_network, multilayer
+from photonic_essl.encoders import MODEL_CARD, PERMITTIVITY_RANGE, Encoder, load_folder, make_network, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice, relative_error, relative_errors
 
 
 class Regressor(
-    nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tags=["photonic-crystals", "density-of-states"]
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="photonic_essl",
+    tags=["photonic-crystals", "density-of-states"],
+    model_card_template=MODEL_CARD % "Regressor of the density of states",
 ):
     """An encoder with a head that predicts the density of states; saved by `save_pretrained` as safetensors and JSON.
 
