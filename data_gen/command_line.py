@@ -1,13 +1,15 @@
 """One function is one command: arguments, types, defaults and help come from its signature and docstring."""
 
 import argparse
-import importlib
+import ast
+import importlib.util
 import inspect
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import NoReturn
 
 import jsonargparse
@@ -87,7 +89,7 @@ def _command_name(program: str, commands: Mapping[str, Callable | str], argument
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if set(arguments) & {"-h", "--help"}:
-        lines = [f"  {name:14s}{_summary(_resolve(command))}" for name, command in commands.items()]
+        lines = [f"  {name:16s}{_summary(command)}" for name, command in commands.items()]
         hint = f"`{program} COMMAND --help` shows a command's options; `--debug` shows where an error came from."
         parser.epilog = "\n".join(["commands:", *lines, "", hint])
     if arguments and not arguments[0].startswith("-"):
@@ -111,8 +113,18 @@ def _resolve(command: Callable | str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-def _summary(function: Callable) -> str:
-    return (inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " ")
+def _summary(command: Callable | str) -> str:
+    if callable(command):
+        return _first_paragraph(inspect.getdoc(command))
+    # Read from the source, as importing all commands to say what there is takes many seconds.
+    module, name = command.split(":")
+    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return _first_paragraph(ast.get_docstring(function))
+
+
+def _first_paragraph(text: str | None) -> str:
+    return (text or "").split("\n\n")[0].replace("\n", " ")
 
 
 def _one_line(message: str) -> str:

@@ -114,6 +114,16 @@ def test_help_comes_from_the_docstring_and_loads_only_what_it_shows(capsys):
     assert "not_a_module" not in sys.modules
 
 
+def test_overview_says_what_each_command_does_without_importing_it(capsys):
+    commands = {"generate": generate, "verify": "data_gen.verification:verify"}
+    with pytest.raises(SystemExit) as stop:
+        run("data-gen", commands, ["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "generate        Write a dataset of cells." in shown
+    assert "verify        " in shown
+
+
 def test_version(capsys):
     assert call("--version") == 0
     assert capsys.readouterr().out.startswith("data-gen ")
