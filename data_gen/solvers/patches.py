@@ -9,23 +9,18 @@ Homogeneous polynomials in q of degree d are tensors with d + 1 coefficients, th
 between rows and columns.
 """
 
-from typing import NamedTuple
-
 import torch
+
+from data_gen.solvers.zone import Plan
 
 # Bands closer than this fraction of their eigenvalue are degenerate to the solver: its own error mixes them.
 DEGENERATE = 1e-6
 _GENERIC = 0.6180339887498949  # V_x + this V_y: a direction that no lattice symmetry singles out
 # A remote state is never taken to lie closer to the wanted ones than this fraction of their highest eigenvalue.
 _SMALLEST_GAP = 0.05
+_NEGLIGIBLE = 0.02  # a frequency below which errors are taken relative to it
+_BYTES_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}  # of matrices to diagonalise: to stay in a cache; to fill a GPU
 _POWERS = [(degree - i, i) for degree in range(5) for i in range(degree + 1)]
-
-
-class Solution(NamedTuple):
-    """Eigenvalues λ = ω² `(sample, patch, k, band)` and their gradients in k `(sample, patch, k, band, 2)`."""
-
-    eigenvalue: torch.Tensor
-    slope: torch.Tensor
 
 
 def hamiltonian(polynomial: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -48,45 +43,96 @@ def effective_hamiltonians(polynomial: torch.Tensor, centres: torch.Tensor, band
         Coefficients of the quartic in q by `_POWERS`, shape `(sample, patch, 15, p, p)`.
     """
     energy, states = torch.linalg.eigh(hamiltonian(polynomial, centres))
-    near, remote = states[..., :kept], states[..., kept:]
-    e_near, e_remote = energy[..., :kept], energy[..., kept:, None, None]
-    wanted = e_near[..., bands - 1 : bands, None, None]
-    gap = torch.maximum(e_remote - torch.minimum(e_near[..., None, None, :], wanted), _SMALLEST_GAP * wanted)
+    near, remote, e_near = states[..., :kept], states[..., kept:], energy[..., :kept]
+    # Denominators take each near state at its own energy, but those above the bands wanted at the highest of these.
+    wanted = e_near[..., bands - 1 : bands]
+    reference = torch.minimum(e_near, wanted)
+    if kept < energy.shape[-1]:
+        reference = torch.minimum(reference, energy[..., kept : kept + 1] - _SMALLEST_GAP * wanted)
+    resolvent = 1 / (energy[..., kept:, None] - reference[..., None, :])
 
-    # First (d) and second (s) order of H in q, acting on the near states and on what follows them.
+    # First (d) and second (s) order of H in q, between near states (nn) and from near to remote ones (rn); how remote
+    # states follow near ones, to first (x1) and second (x2) order.
     d_near, s_near = _act(polynomial, centres, near[..., None, :])
-    d_nn, s_nn, d_rn, s_rn = (_multiply(a.mH[..., None, :], b) for a in (near, remote) for b in (d_near, s_near))
-    x1 = -d_rn / gap
-    y1 = _multiply(remote[..., None, :], x1)
+    d_nn, s_nn = _products(near.mH[..., None, :], d_near, s_near)
+    d_rn, s_rn = _products(remote.mH[..., None, :], d_near, s_near)
+    x1 = _scaled(d_rn, -resolvent)
+    (y1,) = _products(remote[..., None, :], x1)
     d_y1, s_y1 = _act(polynomial, centres, y1)
-    d_x1 = _multiply(remote.mH[..., None, :], d_y1)
-    x2 = -(s_rn + d_x1 - _multiply(x1, d_nn)) / gap
+    (d_x1,) = _products(remote.mH[..., None, :], d_y1)
+    (x1_d_nn,) = _products(x1, d_nn)
+    second = s_rn + d_x1
+    x2 = _scaled(second - x1_d_nn, -resolvent)
 
-    # The Hamiltonian and the overlap of the followed states, degree by degree.
-    t0 = torch.diag_embed(e_near)[..., None, :].to(states.dtype)
-    x1_h, x2_h = _adjoint(x1), _adjoint(x2)
-    t2 = s_nn + _hermitian(_multiply(x1_h, d_rn + e_remote * x1 / 2))
-    t3 = _hermitian(_multiply(x1_h, s_rn + d_x1 / 2) + _multiply(x2_h, d_rn + e_remote * x1))
-    t4 = _hermitian(_multiply(x2_h, s_rn + d_x1 + e_remote * x2 / 2)) + _multiply(_adjoint(y1), s_y1)
-    s2 = _multiply(x1_h, x1)
-    s3 = _hermitian(_multiply(x1_h, x2))
-    s4 = _multiply(x2_h, x2)
+    # Hamiltonian t and overlap s of the states with what follows them, degree by degree. Remote energies drop out, by
+    # x1 · reference - energy · x1 = d_rn, and likewise for x2.
+    s2, x1_d, x1_s = _products(_adjoint(x1), x1, d_rn, second - d_x1 / 2)
+    s21, s4, x2_s = _products(_adjoint(x2), x1, x2, second)
+    (s21_t1,) = _products(s21, d_nn)
+    (y1_s_y1,) = _products(_adjoint(y1), s_y1)
+    reference, e_near = reference[..., None, :], e_near[..., None, :]
+    s3, t1 = _hermitian(s21), d_nn
+    t2 = s_nn + _hermitian(x1_d + _scaled(s2, reference)) / 2
+    t3 = _hermitian(x1_s + _scaled(s21, reference))
+    t4 = _hermitian(x2_s + _scaled(s4, reference) + s21_t1) / 2 + y1_s_y1
 
-    # n t n with n = overlap^(-1/2).
-    n2, n3, n4 = -s2 / 2, -s3 / 2, 3 / 8 * _multiply(s2, s2) - s4 / 2
-    n2_t0 = n2 * e_near[..., None, None, :]
-    h2 = t2 + _hermitian(n2_t0)
-    h3 = t3 + _hermitian(n3 * e_near[..., None, None, :] + _multiply(n2, d_nn))
-    h4 = (
-        t4
-        + _hermitian(n4 * e_near[..., None, None, :] + _multiply(n3, d_nn) + _multiply(n2, t2))
-        + _multiply(n2_t0, n2)
-    )
-    return torch.cat([t0, d_nn, h2, h3, h4], dim=-2).transpose(-3, -2).contiguous()
+    # To an orthonormal basis: n t n with n = s^(-1/2) = 1 - (s2 + s3 + s4) / 2 + 3/8 s2².
+    s2_t0 = _scaled(s2, e_near)
+    s2_s2, s2_t1, s2_t2, s2_t0_s2 = _products(s2, s2, t1, t2, _adjoint(s2_t0))
+    (s3_t1,) = _products(s3, t1)
+    h2 = t2 - _hermitian(s2_t0) / 2
+    h3 = t3 - _hermitian(_scaled(s3, e_near) + s2_t1) / 2
+    h4 = t4 + _hermitian(_scaled(0.75 * s2_s2 - s4, e_near) - s3_t1 - s2_t2) / 2 + s2_t0_s2 / 4
+    t0 = torch.diag_embed(energy[..., :kept])[..., None, :].to(states.dtype)
+    return torch.cat([t0, t1, h2, h3, h4], dim=-2).transpose(-3, -2).contiguous()
 
 
-def solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> Solution:
-    """Solve the models at Cartesian offsets q from their centres, shape `(patch, k, 2)`, in 2π/a."""
+def solve(models: torch.Tensor, plan: Plan, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Solve the models at the wavevectors of a plan.
+
+    Args:
+        models: as `effective_hamiltonians` has them.
+        plan: which wavevectors to solve in which patch.
+        bands: number of bands.
+
+    Returns:
+        Eigenvalues λ = ω² `(sample, k, band)` and their Cartesian gradients in k, `(sample, k, band, 2)`.
+    """
+    slots = plan.offsets.shape[1]
+    step = max(1, _BYTES_AT_ONCE[models.device.type] // (len(models) * models[0, 0, 0].nbytes))
+    together = max(1, step // slots)
+    solutions = []
+    for some, offsets in zip(models[:, plan.patch].split(together, dim=1), plan.offsets.split(together)):
+        parts = [_solve(some, q, bands) for q in offsets.split(step, dim=1)]
+        solutions.append([torch.cat(part, dim=2) for part in zip(*parts)])
+    eigenvalue, slope = (torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
+    return eigenvalue, slope * plan.sign[:, None, None]
+
+
+def disagreement(models: torch.Tensor, corners: Plan, exist: torch.Tensor, bands: int) -> torch.Tensor:
+    """Return by how much models of neighbouring patches disagree, relatively, at the worst corner between them.
+
+    Their error grows as the fifth power of q, so that this is the error where it is largest.
+
+    Args:
+        models: as `effective_hamiltonians` has them, of all patches.
+        corners: plan for the corners, as `Zone.corners` makes it.
+        exist: which of the patches around each corner exist, likewise.
+        bands: number of bands.
+
+    Returns:
+        Largest relative difference in frequency, shape `(sample,)`.
+    """
+    eigenvalue, _ = solve(models, corners, bands)
+    highest = eigenvalue.new_zeros(len(models), *exist.shape, bands)
+    lowest = torch.full_like(highest, torch.inf)
+    highest[:, exist], lowest[:, exist] = eigenvalue, eigenvalue
+    highest, lowest = highest.amax(2), lowest.amin(2)
+    return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
+
+
+def _solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues and their gradients at Cartesian offsets q `(patch, k, 2)`, by `(sample, patch, k, band)`."""
     h, along_x, along_y = _evaluate(effective, q)
     eigenvalue, vector = torch.linalg.eigh(h)
     count = min(bands + 4, vector.shape[-1])  # partners of the highest band, should it be degenerate
@@ -98,7 +144,7 @@ def solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> Solution:
     if bool(somewhere.any()):
         matrices = torch.stack([vector[somewhere].mH @ image[somewhere] for image in images], dim=-1)
         slope[somewhere] = _degenerate_slopes(matrices, close[somewhere])
-    return Solution(eigenvalue[..., :bands], slope[..., :bands, :])
+    return eigenvalue[..., :bands], slope[..., :bands, :]
 
 
 def _degenerate_slopes(matrices: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
@@ -142,11 +188,18 @@ def _act(polynomial: torch.Tensor, centres: torch.Tensor, columns: torch.Tensor)
     return _convolve(first), _convolve((c3, c4, c5))
 
 
-def _multiply(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiply homogeneous matrix polynomials `(..., l, i, m)` and `(..., m, j, n)`."""
-    product = a.flatten(-3, -2) @ b.flatten(-2, -1)
-    product = product.unflatten(-1, b.shape[-2:]).unflatten(-3, a.shape[-3:-1])
-    return _convolve(product.unbind(-3))
+def _products(a: torch.Tensor, *others: torch.Tensor) -> list[torch.Tensor]:
+    """Multiply a homogeneous matrix polynomial `(..., l, i, m)` with others `(..., m, j, n)` of equal n."""
+    powers = [other.shape[-2] for other in others]
+    together = others[0] if len(others) == 1 else torch.cat(others, dim=-2)
+    product = a.flatten(-3, -2) @ together.flatten(-2, -1)
+    product = product.unflatten(-1, together.shape[-2:]).unflatten(-3, a.shape[-3:-1])
+    return [_convolve(part.unbind(-3)) for part in product.split(powers, dim=-2)]
+
+
+def _scaled(a: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Scale a polynomial `(..., l, i, n)` by real weights `(..., l, n)`."""
+    return torch.view_as_complex(torch.view_as_real(a) * weight[..., None, :, None])
 
 
 def _convolve(parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
