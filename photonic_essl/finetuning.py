@@ -127,11 +127,10 @@ def finetune(
             "precision": precision,
         },
     )
-    network = None if name in NETWORKS else make_network(name, 1, cells.grid)
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
-        return load_regressor(out, network)
-    regressor = new_regressor(name, cells.grid, settings["head"], network, seed)
+        return load_regressor(out, own_network(name, cells.grid))
+    regressor = new_regressor(name, cells.grid, settings["head"], seed)
     if pretrained_encoder:
         regressor.encoder.load_state_dict(pretrained_encoder.state_dict())
     if compile:
@@ -225,13 +224,16 @@ def augmentation_group(cells: Cells, family: str | None = None, invariance: str 
     return chosen
 
 
-def new_regressor(
-    encoder: str, grid: tuple[int, int], head: Sequence[int], network: nn.Module | None, seed: int
-) -> Regressor:
+def own_network(name: str, grid: tuple[int, int]) -> nn.Module | None:
+    """Return the network of a user's own factory; None for the name of a preset, which needs no network given."""
+    return None if name in NETWORKS else make_network(name, 1, grid)
+
+
+def new_regressor(encoder: str, grid: tuple[int, int], head: Sequence[int], seed: int) -> Regressor:
     """Build a regressor whose new weights follow from the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, _INITIALISATION))
-        return Regressor(encoder, grid=grid, head=head, network=network)
+        return Regressor(encoder, grid=grid, head=head, network=own_network(encoder, grid))
 
 
 class FineTuning(SeededModule):

@@ -172,6 +172,8 @@ def named_groups(
     for chosen in groups:
         chosen.check_fits(cells.grid, cells.lattice)
     views, asked = groups
+    if transformation == "predicted" and asked.permittivity_range:
+        raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
     if transformation == "invariance":
         views = views * asked
     return views, asked if transformation == "predicted" else identity()

@@ -176,6 +176,8 @@ def test_predict_writes_a_file(finished, unlabelled, tmp_path):
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
     factory = "tests.photonic_essl.test_encoders:own_network"
     trained = finetune(labelled, tmp_path / "run", labels=10, encoder=factory, **SMALL)
+    again = finetune(labelled, tmp_path / "again", labels=10, encoder=factory, **SMALL)
+    assert torch.equal(again(cells.epsilon), trained(cells.epsilon))
     loaded = load_regressor(tmp_path / "run", network=own_network(1, (32, 32)))
     assert torch.equal(loaded(cells.epsilon), trained(cells.epsilon))
     assert evaluate(tmp_path / "run", labelled, encoder=factory) > 0
