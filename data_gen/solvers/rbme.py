@@ -22,8 +22,8 @@ _EXTENSIONS = 6  # of the basis, at most
 # Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted, in
 # units of √bands. Last, no patches at all: every state of the basis, at every k.
 _PATCHES = ((5, 2.5), (7, 3.0), (11, 4.0), (1, np.inf))
-# Where the error of the basis is estimated, far from where modes were sampled (it is much the same everywhere else): sets
-# that the symmetries of the square leave as they are, the second for extended bases.
+# Where the error of the basis is estimated, far from where modes were sampled: elsewhere it is much the same. Sets that
+# the symmetries of the square leave as they are, the second for extended bases.
 _CHECKED = np.array([(0.3, 0.3), (0.3, -0.3)])
 _CHECKED_EXTENDED = np.array([(0.44, 0.12), (0.44, -0.12), (0.12, 0.44), (0.12, -0.44), (0.06, 0.06), (0.06, -0.06)])
 _SAFETY = 2.0  # of that estimate
