@@ -44,9 +44,9 @@ def test_help_explains_every_option(name, capsys, monkeypatch):
         assert re.search(r"[a-z]{3}.*\(|[a-z]{3}.*and exit", line.split(maxsplit=2)[-1], re.DOTALL), line
 
 
-def test_a_mistake_is_one_line_and_status_2(unlabelled, labelled, tmp_path):
+def test_a_mistake_is_one_line_and_status_2(unlabelled, tmp_path):
     program = str(Path(sys.executable).with_name("photonic-essl"))
-    arguments = ["finetune", "--data", str(unlabelled), "--out", str(tmp_path / "run"), "--labels", "3"]
+    arguments = ["evaluate", "--model", str(tmp_path), "--data", str(unlabelled)]
     done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("photonic-essl: error: ")
