@@ -16,6 +16,7 @@ from photonic_essl.regression import load_regressor, predict
 
 UNLABELLED, POOL, VALIDATION, TEST = 3072, 256, 128, 256
 LABELS = 128
+EPOCHS = 300  # of fine-tuning: 600 steps
 VERIFIED = 2
 SEEDS = {"unlabelled": 0, "pool": 1, "validation": 2, "test": 3}
 
@@ -42,7 +43,7 @@ def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
     print("\nPre-training on unlabelled cells: invariant to mirrors and quarter turns, predicting half-cell shifts")
     pretrain(files["unlabelled"], out / "encoder", recipe="e-simclr", probe=files["validation"])
     print(f"\nFine-tuning on {LABELS} labels, with and without the pre-trained encoder")
-    common = {"labels": LABELS, "validation": files["validation"]}
+    common = {"labels": LABELS, "validation": files["validation"], "epochs": EPOCHS}
     finetune(files["pool"], out / "model", pretrained=out / "encoder", **common)
     finetune(files["pool"], out / "model-from-scratch", **common)
     _compare(out, files["test"])
