@@ -87,7 +87,7 @@ class BlochOperator(ABC):
 
     @abstractmethod
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return estimates of ⟨u|K⁻¹|u⟩ and ⟨K⁻¹u|M|K⁻¹u⟩, shape `(sample, k, mode)`."""
+        """Return ⟨u|K⁻¹|u⟩ and ⟨K⁻¹u|M|K⁻¹u⟩, or bounds from above, shape `(sample, k, mode)`."""
 
     @abstractmethod
     def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,12 +225,13 @@ class TransverseElectric(BlochOperator):
         return torch.fft.ifft2(solution)
 
     def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Along one preconditioned direction only: from below, by a factor that the contrast bounds.
+        # Along one preconditioned direction, which is from below; Kantorovich's inequality says by how much at most.
         spectrum = torch.fft.fft2(fields, norm="ortho")
         direction = self._precondition(k) * spectrum
         along = _inner(spectrum, direction)
         stiffness = _inner(direction, self._apply(direction, k)).clamp(min=1e-300)
-        energy = along.square() / stiffness
+        bound = (self.highest + self.lowest).square() / (4 * self.highest * self.lowest)
+        energy = bound[:, None, None] * along.square() / stiffness
         return energy, energy * _inner(direction, direction) / stiffness
 
     def _slopes(self, k: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ between rows and columns.
 
 import torch
 
-from data_gen.solvers.zone import Plan
+from data_gen.solvers.zone import Corners, Plan
 
 # Bands closer than this fraction of their eigenvalue are degenerate to the solver: its own error mixes them.
 DEGENERATE = 1e-6
@@ -109,25 +109,30 @@ def solve(models: torch.Tensor, plan: Plan, bands: int) -> tuple[torch.Tensor, t
     return eigenvalue, slope * plan.sign[:, None, None]
 
 
-def disagreement(models: torch.Tensor, corners: Plan, exist: torch.Tensor, bands: int) -> torch.Tensor:
+def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corners, bands: int) -> torch.Tensor:
     """Return by how much models of neighbouring patches disagree, relatively, at the worst corner between them.
 
-    Their error grows as the fifth power of q, so that this is the error where it is largest.
+    Their error grows as the fifth power of q, so that this is the error where it is largest. At the corners of the zone
+    the one model there is compared with the basis itself.
 
     Args:
         models: as `effective_hamiltonians` has them, of all patches.
-        corners: plan for the corners, as `Zone.corners` makes it.
-        exist: which of the patches around each corner exist, likewise.
+        polynomial: the reduced basis that they were made from.
+        corners: as `Zone.corners` has them.
         bands: number of bands.
 
     Returns:
         Largest relative difference in frequency, shape `(sample,)`.
     """
-    eigenvalue, _ = solve(models, corners, bands)
-    highest = eigenvalue.new_zeros(len(models), *exist.shape, bands)
+    exact = torch.linalg.eigvalsh(hamiltonian(polynomial, corners.lone))[..., :bands]
+    eigenvalue, _ = solve(models, corners.plan, bands)
+    highest = eigenvalue.new_zeros(len(models), *corners.exist.shape, bands)
     lowest = torch.full_like(highest, torch.inf)
-    highest[:, exist], lowest[:, exist] = eigenvalue, eigenvalue
+    highest[:, corners.exist], lowest[:, corners.exist] = eigenvalue, eigenvalue
     highest, lowest = highest.amax(2), lowest.amin(2)
+    lone = corners.exist.sum(-1) == 1
+    highest[:, lone] = torch.maximum(highest[:, lone], exact)
+    lowest[:, lone] = torch.minimum(lowest[:, lone], exact)
     return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
 
 

@@ -24,7 +24,7 @@ BETWEEN = (
 
 _WAVES_PER_MODE = 8
 _REFINEMENTS = 2
-_FIELDS_PER_MODE = {"tm": 4.5, "te": 6}
+_FIELDS_PER_MODE = {"tm": 5, "te": 6}
 _DEPENDENT = 1e-12  # of the largest eigenvalue of a Gram matrix: below it, a combination is numerically dependent
 _EXTRA_WEIGHT = 0.1  # of a sampled mode above the bands wanted, beside one of them, when fields are to be left out
 
@@ -48,7 +48,7 @@ class Reduction(NamedTuple):
 def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
     grid, modes = operator.grid, _sampled(bands)
-    size = int(_FIELDS_PER_MODE[polarization] * modes)
+    size = _FIELDS_PER_MODE[polarization] * modes
     if size >= grid.points:
         return _whole_space(operator)
     waves = grid.standing_waves(_WAVES_PER_MODE * modes)
