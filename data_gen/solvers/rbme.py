@@ -18,14 +18,15 @@ from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivit
 from data_gen.solvers.zone import Zone
 
 TOLERANCE = 2e-5  # relative, in frequency
-_EXTENSIONS = 6  # of the basis, at most
+_EXTENSIONS = 10  # of the basis, at most
 # Ever smaller patches: how many along each reciprocal vector, and how many states are kept above the bands wanted, in
 # units of √bands. Last, no patches at all: every state of the basis, at every k.
-_PATCHES = ((5, 2.5), (7, 3.0), (11, 4.0), (1, np.inf))
+_PATCHES = ((5, 2.5), (5, 4.0), (9, 4.0), (1, np.inf))
 # Where the error of the basis is estimated, far from where modes are sampled: a set that the symmetries of the square
 # leave as it is, at which the estimate is a quarter of the largest, or more, in nearly all cells.
 _CHECKED = np.array([(0.36, 0.24), (0.24, 0.36), (0.36, -0.24), (0.24, -0.36), (0.48, 0.48), (0.48, -0.48)])
 _SAFETY = 3.0  # of that estimate
+_BASIS_SHARE = 0.7  # of the tolerance, at most
 _ROUNDING = 1e-11  # no frequency is better than that
 
 
@@ -101,7 +102,7 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         error = error_estimate(operator, reduction, zone.cartesian(_CHECKED), bands).amax((1, 2))
         error = _SAFETY * error + _ROUNDING
         answer.error[pending] = error
-        done = error <= tolerance / 2
+        done = error <= _BASIS_SHARE * tolerance
         _solve_reduced(answer, pending[done], reduction.select(done), error[done], zone, tolerance)
         reductions.append((pending[done], reduction.select(done)))
         pending, reduction = pending[~done], reduction.select(~done)

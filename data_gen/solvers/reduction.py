@@ -76,13 +76,13 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int)
     size = reduction.fields.shape[1]
     if size == grid.points:
         return reduction
-    if size + 4 * modes >= grid.points:
+    if size + 2 * modes >= grid.points:
         return _whole_space(operator)
     k = torch.tensor(BETWEEN[turn % len(BETWEEN)], dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = ritz_modes(reduction, k, modes)
     fields = _weighted(operator, operator.correction(fields, eigenvalue, k), eigenvalue, bands, normalise=False)
     fields = fields.flatten(1, 2)
-    return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 4 * modes)
+    return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 2 * modes)
 
 
 def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
