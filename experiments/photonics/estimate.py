@@ -1,0 +1,137 @@
+"""How long a study will take on this machine, from a few measured steps of each kind."""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_gen.generation import Plan, compute_chunk
+from data_gen.labels import LabelSettings
+from experiments.benchmarks.pretraining import cells as made_up_cells
+from experiments.benchmarks.pretraining import step_seconds
+from experiments.photonics.baselines import BASELINES
+from experiments.photonics.datasets import SPLITS, DatasetPlan
+from experiments.photonics.trials import RECIPES, Trial
+from photonic_essl.data import Cells
+from photonic_essl.finetuning import FineTuning, new_regressor, regression_recipe
+from photonic_essl.metrics import PREDICTED, empty_lattice
+from photonic_essl.pretraining import Pretraining, named_groups
+from photonic_essl.recipes import load_recipe, overridden
+from photonic_essl.regression import Regressor
+from photonic_essl.symmetry import group
+from photonic_essl.training import resolved_device
+
+MEASURED_STEPS, MEASURED_LABELS = 4, 6
+SECONDS_OF_A_RUN = 2.0
+"""What a run takes beside its steps: reading files, setting up the trainer, writing the model. Measured."""
+
+
+def estimate(
+    missing: Sequence[Trial], plans: Mapping[str, DatasetPlan], data: Path, processes: int, published_protocol: bool
+) -> str:
+    """Return what is left to do and how long it takes, as a line; baselines, which are quick, are left out."""
+    networks = [trial for trial in missing if trial.recipe not in BASELINES]
+    pretrainings = {trial.pretraining_folder: trial for trial in networks if trial.pretrains}
+    labelling = sum(_labelling(plan, data) for plan in plans.values())
+    pretraining = sum(_pretraining(trial, plans[trial.dataset]) for trial in pretrainings.values())
+    finetuning = sum(_finetuning(trial, plans[trial.dataset]) for trial in networks) * (1 + published_protocol)
+    hours = [seconds / 3600 / processes for seconds in (labelling, pretraining, finetuning)]
+    return (
+        f"estimate with {processes} processes: {sum(hours):.2f} h ({hours[0]:.2f} h of labels, {hours[1]:.2f} h of "
+        f"{len(pretrainings)} pre-trainings, {hours[2]:.2f} h of {len(networks)} fine-tunings); what is already begun "
+        "counts in full"
+    )
+
+
+def _labelling(plan: DatasetPlan, data: Path) -> float:
+    """Return seconds to label the cells of the files that are not there."""
+    return sum(
+        plan.samples[split] * _label_seconds(plan.family, tuple(plan.labels[kind].items()))
+        for split in SPLITS
+        for kind in plan.labelled.get(split, ())
+        if not plan.file(data, split, kind).exists()
+    )
+
+
+@functools.cache
+def _label_seconds(family: str, settings: tuple[tuple[str, Any], ...]) -> float:
+    """Return seconds to label one cell; the first cell warms up."""
+    plan = Plan(family, MEASURED_LABELS + 1, 0, 32, False, LabelSettings(**dict(settings)))
+    compute_chunk(plan, 0, 1)
+    start = time.perf_counter()
+    compute_chunk(plan, 1, 1 + MEASURED_LABELS)
+    return (time.perf_counter() - start) / MEASURED_LABELS
+
+
+def _pretraining(trial: Trial, plan: DatasetPlan) -> float:
+    """Return seconds of a pre-training."""
+    chosen = RECIPES[trial.recipe]
+    settings = overridden(
+        load_recipe(chosen["recipe"], trial.encoder),
+        prediction=chosen.get("prediction"),
+        epochs=trial.pretraining_epochs,
+    )
+    steps = settings["epochs"] * (plan.samples["unlabelled"] // settings["batch_size"])
+    return SECONDS_OF_A_RUN + steps * _pretraining_step(
+        trial.recipe, trial.encoder, plan.invariance, plan.equivariance, settings["batch_size"]
+    )
+
+
+@functools.cache
+def _pretraining_step(recipe: str, encoder: str, invariance: str, equivariance: str, batch_size: int) -> float:
+    chosen = RECIPES[recipe]
+    settings = overridden(load_recipe(chosen["recipe"], encoder), prediction=chosen.get("prediction"), epochs=1)
+    cells = made_up_cells(batch_size * MEASURED_STEPS)
+    groups = named_groups(cells, settings["transformation"], None, invariance, equivariance)
+    return step_seconds(Pretraining(cells, encoder, settings, groups), resolved_device("auto"))
+
+
+def _finetuning(trial: Trial, plan: DatasetPlan) -> float:
+    """Return seconds of a fine-tuning, validation included."""
+    settings = overridden(
+        regression_recipe("supervised", trial.encoder),
+        epochs=trial.finetuning_epochs,
+        minimum_steps=None if trial.finetuning_epochs is None else 0,
+    )
+    module = _module(trial.encoder, plan.invariance, trial.labels, settings)
+    steps = module.epochs * len(module.train_dataloader())
+    validation = module.epochs * plan.samples["validation"] * _prediction_seconds(trial.encoder)
+    return SECONDS_OF_A_RUN + steps * _finetuning_step(trial.encoder, plan.invariance) + validation
+
+
+@functools.cache
+def _finetuning_step(encoder: str, invariance: str) -> float:
+    settings = overridden(regression_recipe("supervised", encoder), epochs=1, minimum_steps=0)
+    cells = settings["batch_size"] * MEASURED_STEPS
+    return step_seconds(_module(encoder, invariance, cells, settings), resolved_device("auto"))
+
+
+@functools.cache
+def _prediction_seconds(encoder: str, count: int = 256) -> float:
+    """Return seconds to predict one cell."""
+    device = "cuda" if resolved_device("auto") == "gpu" else "cpu"
+    regressor, cells = _regressor(encoder).to(device), made_up_cells(count).epsilon
+    regressor.predicted(cells[:8])
+    start = time.perf_counter()
+    regressor.predicted(cells)
+    return (time.perf_counter() - start) / count
+
+
+def _module(encoder: str, invariance: str, labels: int, settings: Mapping[str, Any]) -> FineTuning:
+    return FineTuning(_regressor(encoder), _labelled(labels), group(invariance), settings)
+
+
+@functools.cache
+def _regressor(encoder: str) -> Regressor:
+    return new_regressor(encoder, (32, 32), regression_recipe("supervised", encoder)["head"], 0)
+
+
+@functools.cache
+def _labelled(count: int) -> Cells:
+    dos = torch.from_numpy(np.tile(empty_lattice()[:PREDICTED], (count, 1))).float()
+    return replace(made_up_cells(count), dos=dos)

@@ -1,0 +1,233 @@
+"""Figures and tables of the few-label study, from its tidy table alone.
+
+    python -m experiments.photonics.figures --scale laptop
+
+Writes few_label_study.md, few_label_error.png and few_label_saved.png into the folder of the table.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from experiments.photonics.comparison import (
+    NAMES,
+    NETWORKS,
+    label_noise,
+    labels_needed,
+    on_converged_labels,
+    paired_tests,
+    read_table,
+    summary,
+)
+from experiments.photonics.study import TABLE
+
+# Okabe and Ito's colours, with a marker each, so that curves differ without colour too.
+STYLES = {
+    "supervised": ("#000000", "o"),
+    "simclr": ("#0072B2", "s"),
+    "simclr+t": ("#D55E00", "^"),
+    "e-simclr": ("#009E73", "D"),
+    "e-simclr-relative": ("#CC79A7", "P"),
+    "e-simsiam": ("#E69F00", "v"),
+    "e-barlow": ("#56B4E9", "X"),
+}
+BASELINE_LINES = {
+    "empty-lattice": ":",
+    "nearest-neighbour": (0, (1, 3)),
+    "ridge": "--",
+    "random-forest": "-.",
+    "gaussian-process": (0, (6, 2, 1, 2, 1, 2)),
+}
+BASELINE_COLOUR = "#888888"
+
+
+def draw_errors(rows: pd.DataFrame) -> Figure:
+    """Draw the error against the number of labels, a panel for each dataset, bands of one standard deviation."""
+    means = summary(rows)
+    datasets = list(means["dataset"].unique())
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(1.5 + 4.6 * len(datasets), 4.8), squeeze=False, layout="constrained"
+    )
+    for ax, dataset in zip(axes[0], datasets):
+        _draw_panel(ax, means[means["dataset"] == dataset])
+        ax.set_title(dataset)
+    entries: dict[str, object] = {}
+    for ax in axes[0]:
+        entries |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(entries.values(), entries.keys(), loc="outside right center", frameon=False)
+    return figure
+
+
+def _draw_panel(ax: Axes, means: pd.DataFrame) -> None:
+    for recipe, curve in means.groupby("recipe", sort=False):
+        labels, mean, deviation = (curve[name].to_numpy() for name in ("labels", "mean", "deviation"))
+        if recipe in BASELINE_LINES:
+            ax.plot(labels, 100 * mean, color=BASELINE_COLOUR, linestyle=BASELINE_LINES[recipe], label=NAMES[recipe])
+            continue
+        colour, marker = STYLES[recipe]
+        ax.plot(labels, 100 * mean, color=colour, marker=marker, markersize=5, linewidth=1.5, label=NAMES[recipe])
+        deviation = np.nan_to_num(deviation)
+        ax.fill_between(labels, 100 * (mean - deviation), 100 * (mean + deviation), color=colour, alpha=0.15, lw=0)
+    ax.set(xscale="log", yscale="log", xlabel="labelled cells", ylabel="relative error on the test split (%)")
+    ax.set_xticks(sorted(means["labels"].unique()))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    ax.tick_params(axis="y", which="minor", labelsize=8)
+    ax.grid(which="both", color="#DDDDDD", linewidth=0.5)
+
+
+def draw_labels_saved(rows: pd.DataFrame) -> Figure:
+    """Draw how many labels each network needs to equal the supervised one at the largest number of labels."""
+    needed = labels_needed(rows)
+    needed = needed[needed["recipe"].isin(NETWORKS)]
+    datasets = list(needed["dataset"].unique())
+    figure, axes = plt.subplots(
+        1, len(datasets), figsize=(1 + 4.4 * len(datasets), 3.6), squeeze=False, layout="constrained"
+    )
+    for ax, dataset in zip(axes[0], datasets):
+        part = needed[needed["dataset"] == dataset].iloc[::-1]
+        colours = [STYLES[recipe][0] for recipe in part["recipe"]]
+        bars = ax.barh([NAMES[recipe] for recipe in part["recipe"]], part["needed"].fillna(0), color=colours)
+        words = [_needed(needed, fewest) for needed, fewest in zip(part["needed"], part["fewest"])]
+        ax.bar_label(bars, words, padding=3)
+        reference = part["reference"].iloc[0]
+        ax.set(title=dataset, xlabel=f"labelled cells to equal supervised at {reference}", xlim=(0, 1.25 * reference))
+    return figure
+
+
+def report(rows: pd.DataFrame, scale: str) -> str:
+    """Return the tables as Markdown."""
+    converged = on_converged_labels(rows)
+    parts = [
+        f"# The few-label study, scale `{scale}`",
+        "Relative error on the test split in %, the metric of arXiv 2111.00899, mean ± standard deviation over "
+        "pre-training seeds and draws of labels (baselines: over draws). The epoch was chosen on the validation "
+        "split; the test split was read once a run.",
+        *_error_tables(converged, "relative_error"),
+        "## Paired differences",
+        "First minus second, in percentage points, over runs that share the seed and the draw of labels; negative: the "
+        "first is better. p: two-sided t-test for pairs. Pairs that share a seed or a draw are not independent, so p "
+        "is a lower bound.",
+        _paired_table(converged),
+        "## Labels saved",
+        "Labels that each needs to equal `supervised` at the largest number of labels; between the numbers that were "
+        "run the error is taken for a power law.",
+        _needed_table(converged),
+    ]
+    noise = label_noise(rows)
+    if not noise.empty:
+        parts += [
+            "## Label noise",
+            "Relative error in % of the supervised network by the kind of label that it was trained on (rows) and "
+            "tested on (columns). The published labels are on a 25 × 25 grid, with the published program's smoothing, "
+            "whose width varies from cell to cell; the coarse ones differ from the converged in the grid alone.",
+            _noise_table(noise),
+        ]
+    if converged["relative_error_published_protocol"].notna().any():
+        parts += [
+            "## The published protocol, for comparison only",
+            "The lowest error over epochs *on the test split*, in %.",
+            *_error_tables(converged, "relative_error_published_protocol"),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _error_tables(rows: pd.DataFrame, column: str) -> list[str]:
+    """Return a table for each dataset: recipes down, numbers of labels across."""
+    means, tables = summary(rows.dropna(subset=[column]), column), []
+    for dataset, part in means.groupby("dataset"):
+        labels = sorted(part["labels"].unique())
+        cells = {(row.recipe, row.labels): row for row in part.itertuples()}
+        lines = [
+            [NAMES[recipe], *(_mean(cells.get((recipe, count))) for count in labels)]
+            for recipe in part["recipe"].unique()
+        ]
+        tables.append(f"**{dataset}**\n\n" + markdown([f"{dataset}, labels", *map(str, labels)], lines))
+    return tables
+
+
+def _mean(cell: object) -> str:
+    if cell is None:
+        return ""
+    spread = "" if np.isnan(cell.deviation) else f" ± {100 * cell.deviation:.3f}"
+    return f"{100 * cell.mean:.3f}{spread} ({cell.runs})"
+
+
+def _paired_table(rows: pd.DataFrame) -> str:
+    lines = [
+        [
+            row.dataset,
+            str(row.labels),
+            f"{NAMES[row.first]} − {NAMES[row.second]}",
+            f"{100 * row.difference:+.3f}",
+            "" if np.isnan(row.deviation) else f"{100 * row.deviation:.3f}",
+            str(row.pairs),
+            "" if np.isnan(row.p_value) else f"{row.p_value:.2g}",
+        ]
+        for row in paired_tests(rows).itertuples()
+    ]
+    return markdown(["dataset", "labels", "difference", "mean", "standard deviation", "pairs", "p"], lines)
+
+
+def _needed_table(rows: pd.DataFrame) -> str:
+    lines = [
+        [row.dataset, NAMES[row.recipe], _needed(row.needed, row.fewest)] for row in labels_needed(rows).itertuples()
+    ]
+    return markdown(["dataset", "recipe", "labels needed"], lines)
+
+
+def _needed(needed: float, fewest: int) -> str:
+    """Return a number of labels in words; nothing is known below the fewest labels of the study."""
+    if np.isnan(needed):
+        return "not reached"
+    return f"≤ {fewest}" if needed <= fewest else f"{needed:.0f}"
+
+
+def _noise_table(noise: pd.DataFrame) -> str:
+    lines = [
+        [dataset, str(labels), kind, *(f"{100 * value:.3f}" for value in values)]
+        for (dataset, labels, kind), values in zip(noise.index, noise.to_numpy())
+    ]
+    return markdown(["dataset", "labels", "trained on", *(f"tested on {name}" for name in noise.columns)], lines)
+
+
+def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown, first column left-aligned."""
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "few_label_error.png": draw_errors,
+    "few_label_saved.png": draw_labels_saved,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the tables and figures of a scale."""
+    command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_argument("--table", type=Path, default=TABLE, help="the tidy table")
+    command.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    arguments = command.parse_args(argv)
+    rows, folder = read_table(arguments.table, arguments.scale), arguments.table.parent
+    text = report(rows, arguments.scale)
+    (folder / "few_label_study.md").write_text(text)
+    print(text)
+    for name, draw in FIGURES.items():
+        figure = draw(on_converged_labels(rows))
+        figure.savefig(folder / name, dpi=150)
+        plt.close(figure)
+        print(f"wrote {folder / name}")
+
+
+if __name__ == "__main__":
+    main()
