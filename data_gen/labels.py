@@ -17,7 +17,7 @@ from data_gen.solvers.equivalence import equivalence
 
 BANDS, MORE_BANDS = 10, 5
 # Grids that a label climbs, each with its coarser grid, which is every third wavevector of it and costs nothing.
-GRIDS = (63, 87, 123, 165)
+GRIDS = (69, 99, 135, 165)
 # A grid's distance from the k → ∞ limit is at most this part of its distance from the coarser one.
 PART_LEFT_OF_THIRD = 0.09
 PART_LEFT_OF_HALF = 0.25
