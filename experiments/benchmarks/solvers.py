@@ -200,6 +200,8 @@ def plot(table: dict, path: Path) -> None:
             values = [value**2 if setting == "k_points" else value for value in found[setting]]
             panel.loglog(values, list(found[setting].values()), "o-", label=name)
         panel.set_xlabel("wavevectors" if setting == "k_points" else setting)
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.minorticks_off()
     panels[0].set_ylabel("seconds per cell, TM, one core")
     panels[0].legend()
     figure.savefig(path, dpi=150)
