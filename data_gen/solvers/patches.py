@@ -9,6 +9,8 @@ Homogeneous polynomials in q of degree d are tensors with d + 1 coefficients, th
 between rows and columns.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from data_gen.solvers.zone import Corners, Plan
@@ -98,14 +100,7 @@ def solve(models: torch.Tensor, plan: Plan, bands: int) -> tuple[torch.Tensor, t
     Returns:
         Eigenvalues λ = ω² `(sample, k, band)` and their Cartesian gradients in k, `(sample, k, band, 2)`.
     """
-    slots = plan.offsets.shape[1]
-    step = max(1, _BYTES_AT_ONCE[models.device.type] // (len(models) * models[0, 0, 0].nbytes))
-    together = max(1, step // slots)
-    solutions = []
-    for some, offsets in zip(models[:, plan.patch].split(together, dim=1), plan.offsets.split(together)):
-        parts = [_solve(some, q, bands) for q in offsets.split(step, dim=1)]
-        solutions.append([torch.cat(part, dim=2) for part in zip(*parts)])
-    eigenvalue, slope = (torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*solutions))
+    eigenvalue, slope = _over(models, plan, _solve, bands)
     return eigenvalue, slope * plan.sign[:, None, None]
 
 
@@ -125,7 +120,7 @@ def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corner
         Largest relative difference in frequency, shape `(sample,)`.
     """
     exact = torch.linalg.eigvalsh(hamiltonian(polynomial, corners.lone))[..., :bands]
-    eigenvalue, _ = solve(models, corners.plan, bands)
+    (eigenvalue,) = _over(models, corners.plan, _eigenvalues, bands)
     highest = eigenvalue.new_zeros(len(models), *corners.exist.shape, bands)
     lowest = torch.full_like(highest, torch.inf)
     highest[:, corners.exist], lowest[:, corners.exist] = eigenvalue, eigenvalue
@@ -136,9 +131,27 @@ def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corner
     return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
 
 
+def _over(models: torch.Tensor, plan: Plan, function: Callable, bands: int) -> list[torch.Tensor]:
+    """Apply `function(models, offsets, bands)` to the wavevectors of a plan, few at a time, and put them in order."""
+    slots = plan.offsets.shape[1]
+    step = max(1, _BYTES_AT_ONCE[models.device.type] // (len(models) * models[0, 0, 0].nbytes))
+    together = max(1, step // slots)
+    rows = []
+    for some, offsets in zip(models[:, plan.patch].split(together, dim=1), plan.offsets.split(together)):
+        parts = [function(some, q, bands) for q in offsets.split(step, dim=1)]
+        rows.append([torch.cat(part, dim=2) for part in zip(*parts)])
+    return [torch.cat(part, dim=1).flatten(1, 2)[:, plan.slot] for part in zip(*rows)]
+
+
+def _eigenvalues(effective: torch.Tensor, q: torch.Tensor, bands: int) -> tuple[torch.Tensor]:
+    """Return eigenvalues at Cartesian offsets q `(patch, k, 2)`, by `(sample, patch, k, band)`."""
+    (h,) = _evaluate(effective, q, ((0, 0),))
+    return (torch.linalg.eigvalsh(h)[..., :bands],)
+
+
 def _solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return eigenvalues and their gradients at Cartesian offsets q `(patch, k, 2)`, by `(sample, patch, k, band)`."""
-    h, along_x, along_y = _evaluate(effective, q)
+    """Return eigenvalues and their gradients likewise."""
+    h, along_x, along_y = _evaluate(effective, q, ((0, 0), (1, 0), (0, 1)))
     eigenvalue, vector = torch.linalg.eigh(h)
     count = min(bands + 4, vector.shape[-1])  # partners of the highest band, should it be degenerate
     eigenvalue, vector = eigenvalue[..., :count], vector[..., :count]
@@ -168,17 +181,17 @@ def _degenerate_slopes(matrices: torch.Tensor, close: torch.Tensor) -> torch.Ten
     return torch.einsum("nib,nija,njb->nba", mix.conj(), matrices, mix).real
 
 
-def _evaluate(effective: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return H and its derivatives in qx and qy, each with shape `(sample, patch, k, p, p)`."""
+def _evaluate(effective: torch.Tensor, q: torch.Tensor, derivatives: tuple[tuple[int, int], ...]) -> list[torch.Tensor]:
+    """Return H, or a first derivative, for each `(0, 0)`, `(1, 0)`, `(0, 1)`, with shape `(sample, patch, k, p, p)`."""
     x, y = q.unbind(-1)
-    value = torch.stack([x**i * y**j for i, j in _POWERS], dim=-1)
-    along_x = torch.stack([i * x ** max(i - 1, 0) * y**j for i, j in _POWERS], dim=-1)
-    along_y = torch.stack([j * x**i * y ** max(j - 1, 0) for i, j in _POWERS], dim=-1)
+    x, y = ([power**i for i in range(5)] for power in (x, y))
     flat = torch.view_as_real(effective).flatten(3)
-    size = effective.shape[-1]
-    return tuple(
-        torch.view_as_complex((weights @ flat).unflatten(-1, (size, size, 2))) for weights in (value, along_x, along_y)
-    )
+    shape = (effective.shape[-1], effective.shape[-1], 2)
+    result = []
+    for dx, dy in derivatives:
+        weights = [i**dx * j**dy * x[max(i - dx, 0)] * y[max(j - dy, 0)] for i, j in _POWERS]
+        result.append(torch.view_as_complex((torch.stack(weights, dim=-1) @ flat).unflatten(-1, shape)))
+    return result
 
 
 def _act(polynomial: torch.Tensor, centres: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -85,13 +85,16 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int)
     return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 2 * modes)
 
 
-def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return eigenvalues `(sample, k, mode)` and fields `(sample, k, mode, x, y)` at Cartesian k, in the basis."""
+def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int, lowest: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return eigenvalues `(sample, k, mode)` and fields `(sample, k, mode, x, y)` at Cartesian k, in the basis.
+
+    Of the modes from `lowest` to, not including, `modes`.
+    """
     eigenvalue, vector = torch.linalg.eigh(hamiltonian(reduction.polynomial, k))
-    vector = vector[..., :modes].mT
+    vector = vector[..., lowest:modes].mT
     flat = reduction.fields.flatten(2)[:, None]
     fields = torch.complex(vector.real @ flat, vector.imag @ flat)
-    return eigenvalue[..., :modes], fields.unflatten(-1, reduction.fields.shape[-2:])
+    return eigenvalue[..., lowest:modes], fields.unflatten(-1, reduction.fields.shape[-2:])
 
 
 def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tensor, bands: int) -> torch.Tensor:
@@ -101,11 +104,13 @@ def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tenso
     times 1 - λ/ρ, where ρ is the Rayleigh quotient of the missing part, K⁻¹r.
 
     Returns:
-        Relative errors of the frequency, shape `(sample, k, band)`.
+        Relative errors of the frequency, shape `(sample, k, band)`, of the upper half of the bands: the lower ones are
+        better.
     """
+    lower = bands // 2
     if reduction.fields.shape[1] == operator.grid.points:
-        return reduction.fields.new_zeros(len(reduction.fields), len(k), bands)
-    eigenvalue, fields = ritz_modes(reduction, k, bands)
+        return reduction.fields.new_zeros(len(reduction.fields), len(k), bands - lower)
+    eigenvalue, fields = ritz_modes(reduction, k, bands, lower)
     shifted = eigenvalue[..., None, None] * operator.mass()[:, None, None] * fields
     energy, norm = operator.inverse_norm(operator.stiffness(fields, k) - shifted, k)
     missing = (1 - eigenvalue * norm / energy.clamp(min=1e-300)).clamp(min=0.1)
