@@ -29,8 +29,8 @@ def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int,
     Along the interface normal the permittivity is averaged harmonically, across it arithmetically, which
     makes the error second order in the pixel: Farjadpour et al., Opt. Lett. 31 (2006) 2972; Kottke,
     Farjadpour and Johnson, Phys. Rev. E 77 (2008) 036611. The normal is the direction of the first moment of
-    the permittivity in the pixel. Where that moment vanishes (a pixel with inversion symmetry) no direction
-    is preferred, and the tensor is isotropic. Differentiable in `fine`.
+    the permittivity in the disc around the pixel: in the pixel itself, corners would pull it. Where that moment
+    vanishes (inversion symmetry) no direction is preferred, and the tensor is isotropic. Differentiable in `fine`.
 
     Args:
         fine: permittivity with shape `(sample, X, Y)`.
@@ -50,17 +50,10 @@ def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int,
         return identity / blocks[:, :, 0, :, 0, None, None]
     mean, mean_inverse = blocks.mean(dim=(2, 4)), blocks.reciprocal().mean(dim=(2, 4))
 
-    # Cartesian edges of a pixel, and the positions of its fine samples along them, from the pixel's centre.
-    counts = torch.tensor([[blocks.shape[1]], [blocks.shape[3]]], dtype=blocks.dtype, device=blocks.device)
-    edges = torch.as_tensor(np.asarray(basis), dtype=blocks.dtype, device=blocks.device) / counts
-    offset = (torch.arange(factor, dtype=blocks.dtype, device=blocks.device) + 0.5) / factor - 0.5
-    along_edges = [
-        torch.einsum("sxiyj,i->sxy", blocks, offset) / factor**2,
-        torch.einsum("sxiyj,j->sxy", blocks, offset) / factor**2,
-    ]
-    moment = torch.stack(along_edges, dim=-1) @ edges
+    edges = np.asarray(basis) / np.array([[blocks.shape[1]], [blocks.shape[3]]])
+    moment = _moment(blocks.flatten(3).flatten(1, 2), factor, edges)
     length_squared = moment.square().sum(-1)
-    directed = length_squared > (_DIRECTIONLESS * mean).square() * edges.square().sum()
+    directed = length_squared > (_DIRECTIONLESS * mean).square() * np.square(edges).sum()
     safe = torch.where(directed, length_squared, torch.ones_like(length_squared))
     projector = torch.where(
         directed[..., None, None],
@@ -69,6 +62,23 @@ def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int,
     )
     across = mean.reciprocal()
     return across[..., None, None] * identity + (mean_inverse - across)[..., None, None] * projector
+
+
+def _moment(fine: torch.Tensor, factor: int, edges: np.ndarray) -> torch.Tensor:
+    """Return the first moment of fine samples over the disc around each pixel, shape `(sample, x, y, 2)`.
+
+    Args:
+        fine: shape `(sample, X, Y)`.
+        factor: fine samples along each edge of a pixel.
+        edges: Cartesian edges of a pixel, shape `(2, 2)`, one a row.
+    """
+    offset = (np.arange(3 * factor) + 0.5) / factor - 1.5  # over the pixel and its neighbours, in pixels
+    position = np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1) @ edges
+    radius = max(np.linalg.norm(edges[0] + edges[1]), np.linalg.norm(edges[0] - edges[1])) / 2
+    inside = np.linalg.norm(position, axis=-1) <= radius
+    kernel = torch.as_tensor(np.moveaxis(position * inside[..., None], -1, 0), dtype=fine.dtype, device=fine.device)
+    padded = torch.nn.functional.pad(fine[:, None], [factor] * 4, mode="circular")
+    return torch.nn.functional.conv2d(padded, kernel[:, None], stride=factor).movedim(1, -1)
 
 
 def _blocks(fine: torch.Tensor | np.ndarray, factor: int) -> torch.Tensor:

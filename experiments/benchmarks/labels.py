@@ -4,7 +4,8 @@
 
 Each label is compared with the density of states on the 151 × 151 grid at the same smoothing, and with the limit
 extrapolated from 105 × 105 and 151 × 151. The cost is that of a default label over that of one with the published
-settings (25 × 25, ten bands), both by the fast solver, one thread, alternating. Writes experiments/results/labels.json.
+settings (25 × 25, ten bands), both by the fast solver, one thread, alternating: the mean over cells of each, divided.
+Writes experiments/results/labels.json.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def measure(family: str, seed: int, cells: int) -> dict[str, np.ndarray]:
                 "error_against_151": distance(dos, on_151).item(),
                 "error_against_limit": distance(dos, limit).item(),
                 "stated_error": float(label["dos_error"][0]),
-                "cost_ratio": seconds["default"] / seconds["published"],
+                "seconds_default": seconds["default"],
+                "seconds_published": seconds["published"],
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -68,7 +70,7 @@ def measure(family: str, seed: int, cells: int) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=10)
+    parser.add_argument("--cells", type=int, default=20)
     parser.add_argument("--seed", type=int, default=100)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -80,6 +82,7 @@ def main() -> None:
             name: {"mean": values.mean(), "median": float(np.median(values)), "largest": values.max()}
             for name, values in found.items()
         }
+        table[family]["cost_ratio"] = found["seconds_default"].mean() / found["seconds_published"].mean()
         table[family]["share_of_cells_within_stated_error"] = float(
             (found["error_against_limit"] <= found["stated_error"]).mean()
         )

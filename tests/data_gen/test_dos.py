@@ -58,7 +58,7 @@ def test_published_integration_of_the_empty_lattice_is_gilat_and_raubenheimers()
 
 
 @pytest.mark.parametrize("smoothing", [0.02, "published"])
-def test_error_falls_with_the_square_of_the_grid_and_the_bend_correction_halves_it(smoothing):
+def test_error_falls_with_the_square_of_the_grid_and_the_bend_correction_shrinks_it(smoothing):
     """On the tight-binding band, against the same band on a far finer grid."""
     points = np.linspace(2.5, 5.5, 40)
 
