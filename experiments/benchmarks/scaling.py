@@ -3,9 +3,9 @@
     python -m experiments.benchmarks.scaling
 
 Measures, on this machine: seconds to label a cell in one process; the same through dask with one, two and
-(oversubscribed) eight workers; the parent's own seconds a cell (scheduling, shards, the file); bytes a cell; and memory
-of the parent. Fits cells per second = 1 / max(label / cores, parent) and projects it to 10, 100 and 1,000 cores.
-Writes experiments/results/scaling.json.
+(oversubscribed) eight workers; the parent's own seconds a cell (scheduling, shards, the file); bytes a cell; memory of
+the parent; how long the file of 100,000 cells takes to open. Fits cells per second = 1 / max(label / cores, parent) and
+projects it to 10, 100 and 1,000 cores. Writes experiments/results/scaling.json.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from data_gen.dataset import open_dataset
 from data_gen.generation import Plan, compute_chunk
 from data_gen.labels import LabelSettings
 
@@ -70,6 +71,16 @@ def generate(folder: Path, samples: int, workers: int, *options: str) -> dict[st
     return {"wall": wall, "parent_cpu": seen["cpu"], "parent_memory": seen["memory"], "bytes": os.path.getsize(out)}
 
 
+def opening(file: Path) -> dict[str, float]:
+    """Return how long `open_dataset` takes and by how many MiB it grows this process."""
+    before, start = psutil.Process().memory_info().rss, time.perf_counter()
+    with open_dataset(file):
+        return {
+            "opening_seconds": time.perf_counter() - start,
+            "opening_memory": (psutil.Process().memory_info().rss - before) / 2**20,
+        }
+
+
 def marginal(small: dict[str, float], large: dict[str, float], cells: int, key: str) -> float:
     """Return the cost of one more cell: start-up, the same in both runs, drops out."""
     return (large[key] - small[key]) / cells
@@ -79,6 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--unlabelled", type=int, default=20000)
+    parser.add_argument("--many", type=int, default=100000, help="cells of the file that is opened")
+    parser.add_argument("--labelled", type=int, default=10000, help="cells of the file that is weighed")
     arguments = parser.parse_args()
     few, many = arguments.samples // 4, arguments.samples
     result: dict = {
@@ -97,6 +110,11 @@ def main() -> None:
             }
         unlabelled = generate(folder, arguments.unlabelled, 2, "--unlabelled")
         result["unlabelled"] = {"cells": arguments.unlabelled, **unlabelled}
+        large = generate(folder, arguments.many, 2, "--unlabelled")
+        result["many"] = {"cells": arguments.many, **large, **opening(folder / f"2-{arguments.many}-1.h5")}
+        # Labels on a coarse grid are quick, and fill the file as any others do.
+        quick = generate(folder, arguments.labelled, 2, "--k-points", "9", "--bands", "10")
+        result["labelled"] = {"cells": arguments.labelled, "bytes_per_cell": quick["bytes"] / arguments.labelled}
     one, two = (result["workers"][n]["seconds_per_cell"] for n in (1, 2))
     parent = result["workers"][2]["parent_cpu_seconds_per_cell"]
     result["two_workers_over_one"] = one / two

@@ -77,14 +77,17 @@ def summary(rows: pd.DataFrame, column: str = "relative_error") -> pd.DataFrame:
 
 
 def paired_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """Test the difference between recipes over runs that share seed and draw of labels (t-test for pairs, two-sided).
+    """Test the difference between recipes over runs that share seed and draw of labels (two-sided t-tests for pairs).
+
+    Runs that share a seed, or a draw, are not independent of each other. So the differences are averaged over draws
+    and tested over seeds, averaged over seeds and tested over draws, and the larger p-value counts.
 
     Args:
         rows: trained on converged labels.
 
     Returns:
         A row for each dataset, pair of `PAIRS` and number of labels: the mean difference and its standard deviation
-        (fractions), the number of pairs, and the p-value, not a number where fewer than two pairs are there.
+        (fractions), the number of pairs, and the p-value, not a number where there are fewer than two seeds or draws.
     """
     errors = rows.pivot(index=["dataset", "labels", *RUN], columns="recipe", values="relative_error")
     found = []
@@ -95,11 +98,16 @@ def paired_tests(rows: pd.DataFrame) -> pd.DataFrame:
             difference = (part[first] - part[second]).dropna()
             if difference.empty:
                 continue
-            p_value = stats.ttest_1samp(difference, 0.0).pvalue if len(difference) > 1 else np.nan
+            p_value = np.max([_p_value(difference.groupby(level=shared).mean()) for shared in RUN])
             numbers = (difference.mean(), difference.std(), len(difference), p_value)
             found.append((dataset, labels, first, second, *numbers))
     names = ["dataset", "labels", "first", "second", "difference", "deviation", "pairs", "p_value"]
     return pd.DataFrame(found, columns=names)
+
+
+def _p_value(differences: pd.Series) -> float:
+    """Return the p-value of a mean of 0, not a number where there are fewer than two differences."""
+    return stats.ttest_1samp(differences, 0.0).pvalue if len(differences) > 1 else np.nan
 
 
 def labels_needed(rows: pd.DataFrame) -> pd.DataFrame:
