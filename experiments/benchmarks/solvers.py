@@ -4,15 +4,16 @@
 
 Cells are single circles (all that blaze2d and legume draw), permittivities uniform in [1, 20]. Every measurement runs
 in a process of its own with one thread, all in one run. Per solver and polarization: seconds per wavevector and per
-cell of 25 × 25 wavevectors and ten bands with group velocities (blaze2d and legume give none, and solve fewer
-wavevectors here: blaze2d its own path); peak memory; error against the fast solver at four times the resolution. Then
-how the time of MPB and rbme grows with resolution, bands and wavevectors. `pip install blaze2d legume-gme` adds those
-two. Writes experiments/results/solvers.json and solvers.png.
+cell of 25 × 25 wavevectors and ten bands, with group velocities and density of states (blaze2d and legume give neither,
+and solve fewer wavevectors here: blaze2d its own path); peak memory; error against the fast solver at four times the
+resolution. Then how the time of MPB and rbme grows with resolution, bands and wavevectors. `pip install blaze2d
+legume-gme` adds those two. Writes experiments/results/solvers.json and solvers.png.
 """
 
 import argparse
 import importlib.util
 import json
+import math
 import os
 import platform
 import resource
@@ -25,6 +26,7 @@ import matplotlib
 import numpy as np
 import torch
 
+from data_gen.labels import LabelSettings, density
 from data_gen.lattices import wavevector_grid
 from data_gen.solvers import mpb, rbme
 
@@ -57,10 +59,14 @@ def half_grid(n: int) -> np.ndarray:
 
 
 def run_package(name: str, cells: list[dict], wavevectors: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Solve with MPB or rbme: frequencies `(cell, k, band)` at `wavevectors`."""
+    """Solve with MPB or rbme: frequencies `(cell, k, band)`; half of a whole grid is integrated to densities too."""
     module = {"mpb": mpb, "rbme": rbme}[name]
     epsilon = torch.cat([sampled(**cell) for cell in cells])
-    return wavevectors, module.solve_bands(epsilon, wavevectors, **settings).frequency.numpy()
+    bands = module.solve_bands(epsilon, wavevectors, **settings)
+    n = math.isqrt(2 * len(wavevectors))
+    if np.array_equal(wavevectors, half_grid(n)):
+        density(bands, n, epsilon, np.eye(2), LabelSettings(smoothing="published"))
+    return wavevectors, bands.frequency.numpy()
 
 
 def run_blaze2d(cells: list[dict], settings: dict) -> tuple[np.ndarray, np.ndarray]:
