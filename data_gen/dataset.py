@@ -89,8 +89,8 @@ def write_dataset(
             start += count
         if start != samples:
             raise ValueError(f"the blocks hold {start} samples of {samples}")
-        for name, value in attributes.items():
-            file.attrs[name] = value
+        for name, attribute in attributes.items():
+            file.attrs[name] = attribute
 
 
 def _of_equal_size(blocks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
