@@ -10,14 +10,15 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 
+Command = Callable[..., Any] | str
 _BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
-def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str] | None = None) -> int:
+def run(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and turn what goes wrong into one line on stderr.
 
     Positional-only parameters of a command's function become positionals, all others `--dashed-options`; a
@@ -50,13 +51,13 @@ def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str
 class _Parser(jsonargparse.ArgumentParser):
     """Parser that spells options with dashes, booleans as flags, and errors on one line."""
 
-    def __init__(self, *args, program: str, parameters: Sequence[inspect.Parameter] = (), **kwargs):
+    def __init__(self, *args: Any, program: str, parameters: Sequence[inspect.Parameter] = (), **kwargs: Any):
         self.program = program
         self.positional_names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
         self.annotations = {p.name: inspect.formatannotation(p.annotation) for p in parameters}
         super().__init__(*args, allow_abbrev=False, print_config=None, **kwargs)
 
-    def add_argument(self, *names, **kwargs):
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
         if names[0].removeprefix("--") in self.positional_names:
             kwargs.pop("required", None)
             return super().add_argument(names[0].removeprefix("--"), **kwargs)
@@ -78,7 +79,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return name if name in self.positional_names else "--" + name.replace("_", "-")
 
 
-def _command_name(program: str, commands: Mapping[str, Callable | str], arguments: Sequence[str]) -> str:
+def _command_name(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> str:
     if arguments and arguments[0] in commands:
         return arguments[0]
     parser = _Parser(
@@ -98,7 +99,7 @@ def _command_name(program: str, commands: Mapping[str, Callable | str], argument
     parser.error(f"no command given; the commands are {', '.join(commands)}")
 
 
-def _call(usage: str, program: str, function: Callable, arguments: Sequence[str]) -> None:
+def _call(usage: str, program: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
     parameters = list(inspect.signature(function).parameters.values())
     parser = _Parser(prog=usage, program=program, parameters=parameters, description=_summary(function))
     parser.add_function_arguments(function, as_group=False)
@@ -106,19 +107,22 @@ def _call(usage: str, program: str, function: Callable, arguments: Sequence[str]
     function(*[values.pop(name) for name in parser.positional_names], **values)
 
 
-def _resolve(command: Callable | str) -> Callable:
+def _resolve(command: Command) -> Callable[..., Any]:
     if callable(command):
         return command
     module, name = command.split(":")
     return getattr(importlib.import_module(module), name)
 
 
-def _summary(command: Callable | str) -> str:
+def _summary(command: Command) -> str:
     if callable(command):
         return _first_paragraph(inspect.getdoc(command))
     # Read from the source, as importing all commands to say what there is takes many seconds.
     module, name = command.split(":")
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
+    source = importlib.util.find_spec(module)
+    if source is None or source.origin is None:
+        raise ModuleNotFoundError(f"no module named {module!r}")
+    tree = ast.parse(Path(source.origin).read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     return _first_paragraph(ast.get_docstring(function))
 

@@ -89,8 +89,8 @@ def write_dataset(
             start += count
         if start != samples:
             raise ValueError(f"the blocks hold {start} samples of {samples}")
-        for name, value in attributes.items():
-            file.attrs[name] = value
+        for name, attribute in attributes.items():
+            file.attrs[name] = attribute
 
 
 def _of_equal_size(blocks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
@@ -206,8 +206,8 @@ def _create(file: h5netcdf.File, name: str, variable: Variable, shape: tuple[int
         if dimension not in file.dimensions:
             file.dimensions[dimension] = size
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if variable.compressed else {}
-    if variable.dimensions[0] == "sample":
-        options["chunks"] = (min(SAMPLES_PER_BLOCK, shape[0]), *shape[1:])
+    first = min(SAMPLES_PER_BLOCK, shape[0]) if variable.dimensions[0] == "sample" else shape[0]
+    options |= {"chunks": (first, *shape[1:]), "fletcher32": True}  # a chunk that was damaged is not read
     target = file.create_variable(name, variable.dimensions, _stored_dtype(variable), **options)
     target.attrs["units"] = variable.units
     target.attrs["long_name"] = variable.long_name

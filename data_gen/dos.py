@@ -142,15 +142,14 @@ def integrate(
             integrate(*part, n=n, basis=basis, scaled_frequency=scaled_frequency, smoothing=smoothing)
             for part in zip(frequency.split(count), group_velocity.split(count), epsilon_mean.split(count))
         ]
-        return tuple(torch.cat(column) for column in zip(*parts))
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
     index = epsilon_mean.sqrt()
     half_width = half_widths(group_velocity, n, basis)
-    if smoothing != "published":
-        frequency = frequency + bend(group_velocity, n, basis)
-    if smoothing == "published":
+    if isinstance(smoothing, str):
         width = PUBLISHED_SMOOTHING * frequency.amax(dim=(1, 2)) * index
         range_in_widths = 1.0 / PUBLISHED_SMOOTHING
     else:
+        frequency = frequency + bend(group_velocity, n, basis)
         width = torch.full_like(index, float(smoothing))
         range_in_widths = float(scaled_frequency[-1]) / smoothing
     covered = (frequency - half_width.sum(-1))[..., -1].amin(dim=1) * index - 3 * width
@@ -258,9 +257,9 @@ def _states(
         weight *= 2
         if n % 2:
             weight[-1] /= 2
-    flat = frequency.reshape(samples, -1), half_width.reshape(samples, -1, 2), weight.reshape(-1)
+    centre, half_width, weight = frequency.reshape(samples, -1), half_width.reshape(samples, -1, 2), weight.reshape(-1)
     if n % 2 == 0 or n < 3:
-        return flat
+        return centre, half_width, weight
     gamma = (n * n - 1) // 2
     along_1, along_2, diagonal = (frequency[:, gamma - step, 0, None] ** 2 for step in (n, 1, n + 1))
     mixed = (diagonal - along_1 - along_2) / 2
@@ -270,8 +269,8 @@ def _states(
     cone = (kappa_1 * slope_1 + kappa_2 * slope_2).clamp(min=1e-30).sqrt()
     slopes = torch.stack([slope_1, slope_2], dim=-1).abs() / cone[..., None] / (2 * CONE_SUBCELLS)
     part = torch.full((CONE_SUBCELLS**2,), 1.0 / (n * CONE_SUBCELLS) ** 2, dtype=weight.dtype, device=weight.device)
-    flat[2][gamma * bands] = 0
-    return tuple(torch.cat(pair, dim=-2 if pair[0].ndim == 3 else -1) for pair in zip(flat, (cone, slopes, part)))
+    weight[gamma * bands] = 0
+    return torch.cat([centre, cone], dim=1), torch.cat([half_width, slopes], dim=1), torch.cat([weight, part])
 
 
 def _smooth(density: torch.Tensor, width: float) -> torch.Tensor:

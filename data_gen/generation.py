@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -70,8 +70,15 @@ class Plan:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if self.labels is not None:
             self.labels.check()
-        if self.keep_bands and (self.labels is None or self.labels.k_points is None):
+        if self.keep_bands:
+            _ = self.wavevectors
+
+    @property
+    def wavevectors(self) -> np.ndarray:
+        """The grid that bands are kept on, shape `(k, 2)`; raises `ValueError` where there is no one grid."""
+        if self.labels is None or self.labels.k_points is None:
             raise ValueError("`keep_bands` needs labels on one grid for every cell: give `k_points`")
+        return wavevector_grid(self.labels.k_points)
 
     def chunks(self) -> list[Chunk]:
         """Return the first and last-plus-one cell of each chunk."""
@@ -175,7 +182,7 @@ def generate(
         raise RuntimeError(f"{failed} of {samples} cells failed; `status` and `error_message` say which and why")
 
 
-def provenance(plan: Plan) -> dict[str, str | int | float | list[float]]:
+def provenance(plan: Plan) -> dict[str, Any]:
     """Return the global attributes of the file: how it was made, and nothing of where or when."""
     family = plan.unit_cells
     attributes = {
@@ -236,8 +243,8 @@ def failed_cell(plan: Plan, index: int, message: str) -> dict[str, np.ndarray]:
     arrays["status"][:] = STATUS_FAILED
     arrays["error_message"] = np.array([f"seed {plan.seed}, index {index}: {message}".encode()[:200]], dtype="S200")
     sizes = {"frequency": len(scaled_frequencies()), "axis": 2}
-    if plan.keep_bands:
-        sizes |= {"k": plan.labels.k_points**2, "band": plan.labels.bands}
+    if plan.keep_bands and plan.labels is not None:
+        sizes |= {"k": len(plan.wavevectors), "band": plan.labels.bands or BANDS}
     for name, variable in plan.variables().items():
         if name not in arrays:
             arrays[name] = np.full((1, *(sizes[dimension] for dimension in variable.dimensions[1:])), np.nan)
@@ -263,7 +270,7 @@ def _fill(shards: Shards, plan: Plan, workers: int | None, scheduler: str | None
             progress.update(chunk[1] - chunk[0])
 
 
-def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict) -> int:
+def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict[str, Any]) -> int:
     """Put the file together from the shards; return how many cells failed."""
     failed = 0
 
@@ -271,6 +278,8 @@ def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict) -> int:
         nonlocal failed
         for chunk in plan.chunks():
             arrays = shards.read(chunk)
+            if arrays is None:
+                raise OSError(f"the shard of cells {chunk[0]} to {chunk[1] - 1} was damaged meanwhile; run it again")
             failed += int((arrays["status"] == STATUS_FAILED).sum())
             yield arrays
 
@@ -278,12 +287,12 @@ def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict) -> int:
     if plan.labels is not None:
         fixed["frequency"] = scaled_frequencies()
     if plan.keep_bands:
-        fixed["wavevector"] = wavevector_grid(plan.labels.k_points)
+        fixed["wavevector"] = plan.wavevectors
     write_dataset(out, blocks(), samples=plan.samples, variables=plan.variables(), fixed=fixed, attributes=attributes)
     return failed
 
 
-def _is_finished(out: Path, attributes: dict) -> bool:
+def _is_finished(out: Path, attributes: dict[str, Any]) -> bool:
     """Return whether `out` is the file of this plan; raises `ValueError` if it is another file."""
     if not out.exists():
         return False

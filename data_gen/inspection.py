@@ -2,6 +2,7 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,8 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
     """
     if cells < 1:
         raise ValueError(f"`cells` must be at least 1, got {cells}")
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
     with open_dataset(file) as dataset:
@@ -61,11 +64,10 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
         rows, columns * (2 if labelled else 1), width_ratios=([1, 1.2] if labelled else [1]) * columns
     )
     figure.suptitle(f"{Path(file).name}: first {shown.sizes['sample']} cells of family {shown.attrs['family']}")
-    image = None
     for index in range(shown.sizes["sample"]):
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[row, column * (2 if labelled else 1)])
-        image = axes.imshow(
+        axes.imshow(
             shown["epsilon"][index].values.T, origin="lower", extent=(0, 1, 0, 1), vmin=1, vmax=20, cmap="cividis"
         )
         axes.set(xticks=[], yticks=[], title=f"cell {index}")
@@ -80,12 +82,13 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
                 axes.set_xlabel("scaled frequency ωn (2πc/a)", fontsize=8)
             if column == 0:
                 axes.set_ylabel("D/n (a/2πc)", fontsize=8)
-    figure.colorbar(image, ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01)
+    scale = ScalarMappable(Normalize(1, 20), "cividis")
+    figure.colorbar(scale, ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01)
     if labelled:
         figure.text(0.99, 0.005, "dashed: empty lattice", ha="right", fontsize=8, color="0.4")
     figure.savefig(out, dpi=110)
     print(f"wrote {out}")
 
 
-def _text(value: object) -> str:
+def _text(value: Any) -> str:
     return " ".join(f"{number:g}" for number in np.ravel(value)) if np.ndim(value) else str(value)

@@ -157,6 +157,8 @@ def label_cells(
     )
     names = ["dos", "dos_error", "covered_frequency"]
     if keep_bands:
+        if settings.k_points is None:
+            raise ValueError("`keep_bands` needs `k_points`: one grid for every cell.")
         names += ["band_frequency", "group_velocity"]
         answer |= _full_grid(answer, settings.k_points)
     if settings.bands is not None and bool((answer["covered_frequency"] < TARGET_FREQUENCY).any()):
@@ -233,10 +235,8 @@ def _attempt(
             resolution=resolution,
         )
     )
-    fine, rest = (
-        Bands(*(part.split([len(half) for half in halves], dim=1)[index] for part in answer[:2]), answer.error)
-        for index in (0, 1)
-    )
+    frequency, velocity = (part.split([len(half) for half in halves], dim=1) for part in answer[:2])
+    fine, rest = (Bands(frequency[index], velocity[index], answer.error) for index in (0, 1))
     dos, covered = density(fine, n, cells, basis, settings)
     return {
         "dos": dos,

@@ -11,9 +11,11 @@ Their bands are not read: the files do not say in which order their wavevectors 
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
+import xarray as xr
 
 from data_gen.dataset import (
     SAMPLES_PER_BLOCK,
@@ -117,7 +119,7 @@ def export_legacy(file: Path, /, *, out: Path) -> None:
     print(f"wrote {out}: {len(solved)} cells")
 
 
-def _write_cell(target: h5py.File, number: int, cell, labelled: bool) -> None:
+def _write_cell(target: h5py.File, number: int, cell: xr.Dataset, labelled: bool) -> None:
     mean = float(cell["epsilon_mean"])
     target[f"unitcell/mpbepsimage/{number}"] = cell["epsilon"].values.astype(np.float64)
     target[f"unitcell/epsavg/{number}"] = mean
@@ -142,7 +144,7 @@ def _numbers(src: Path, file: h5py.File) -> list[int]:
     return sorted(int(name) for name in images)
 
 
-def _attributes(src: Path, file: h5py.File, numbers: list[int]) -> dict:
+def _attributes(src: Path, file: h5py.File, numbers: list[int]) -> dict[str, Any]:
     shape = file[f"unitcell/mpbepsimage/{numbers[0]}"].shape
     return {
         "schema_version": SCHEMA_VERSION,

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class Shards:
     def write(self, chunk: Chunk, arrays: dict[str, np.ndarray]) -> None:
         """Put the arrays of a chunk on disk, whole or not at all; raises `OSError` if that fails."""
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
         body = buffer.getvalue()
         with replaced_when_complete(self._path(chunk)) as partial:
             partial.write_bytes(hashlib.sha256(body).digest() + body)
@@ -47,7 +48,7 @@ class Shards:
 
 
 @contextlib.contextmanager
-def open_shards(out: Path, plan: dict) -> Iterator[Shards]:
+def open_shards(out: Path, plan: dict[str, Any]) -> Iterator[Shards]:
     """Open or start the shards of the run that makes `out`, and remove them when the run has succeeded.
 
     Args:
@@ -70,7 +71,7 @@ def open_shards(out: Path, plan: dict) -> Iterator[Shards]:
         shutil.rmtree(folder)
 
 
-def _agree(folder: Path, out: Path, plan: dict) -> None:
+def _agree(folder: Path, out: Path, plan: dict[str, Any]) -> None:
     """Write the plan into a new folder; in an old one, check that it is the same."""
     path = folder / "plan.json"
     try:

@@ -10,10 +10,13 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from data_gen.plane_groups import PLANE_GROUPS, lattice_of, symmetrise
+
+Value = np.ndarray | float
 
 EPSILON_RANGE = (1.0, 20.0)
 FINE_SAMPLES_PER_PIXEL = 9  # odd, so that a pixel has a sample at its centre
@@ -59,7 +62,7 @@ class UnitCellFamily(ABC):
     parameters: dict[str, Parameter]
 
     @abstractmethod
-    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
         """Draw a shape: which points of the `(samples, samples)` grid are inside, bool, and the shape's parameters."""
 
     def draw(self, seed: int, index: int, resolution: int = 32) -> UnitCell:
@@ -95,7 +98,7 @@ class Rods(UnitCellFamily):
     plane_group = "p4mm"
     parameters = {"radius": Parameter("radius of the rod", units="a"), **MATERIALS}
 
-    def shape(self, generator, samples):
+    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
         radius = generator.uniform(0.1, 0.45)
         return _polar_grid(samples)[0] < radius, {"radius": radius}
 
@@ -116,7 +119,7 @@ class Blob(UnitCellFamily):
         **MATERIALS,
     }
 
-    def shape(self, generator, samples):
+    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
         largest_radius = generator.uniform(0.15, 0.48)
         cosine, sine = generator.normal(scale=0.35, size=(2, len(self.harmonics)))
         weights = np.concatenate([cosine / self.harmonics, sine / self.harmonics])
@@ -147,7 +150,7 @@ class LevelSet(UnitCellFamily):
             **MATERIALS,
         }
 
-    def shape(self, generator, samples):
+    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
         size = 2 * self.cutoff + 1
         magnitude = generator.uniform(size=(size, size))
         coefficients = magnitude * np.exp(1j * generator.uniform(0, 2 * np.pi, size=(size, size)))
@@ -210,7 +213,7 @@ def unit_cell_family(name: str, plane_group: str | None = None, cutoff: int | No
     return LevelSet(f"{LEVEL_SET}:{plane_group}:{cutoff or 1}", plane_group, cutoff or 1)
 
 
-def family_of(attributes: Mapping[str, object]) -> UnitCellFamily:
+def family_of(attributes: Mapping[str, Any]) -> UnitCellFamily:
     """Return the family that a dataset file with these attributes was drawn from; raises `ValueError` if unknown."""
     if attributes["family"] != LEVEL_SET:
         return unit_cell_family(attributes["family"])

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,9 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
     return _report(deviations)
 
 
-def _deviations(index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict) -> dict[str, tuple[float, float]]:
+def _deviations(
+    index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict[str, Any]
+) -> dict[str, tuple[float, float]]:
     """Return the mean and largest deviation of one cell in each respect."""
     family, resolution = family_of(settings), int(settings["resolution"])
     fine = torch.from_numpy(family.draw(int(settings["seed"]), index, resolution).epsilon)[None]
@@ -95,7 +98,8 @@ def _deviations(index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict
 
 def _report(deviations: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     """Print and return the deviations over all cells; raise `RuntimeError` if one is beyond its tolerance."""
-    found, failures = {}, []
+    found: dict[str, float] = {}
+    failures = []
     for name, (meaning, tolerance) in TOLERANCES.items():
         mean = float(np.mean([cell[name][0] for cell in deviations]))
         largest = float(np.max([cell[name][1] for cell in deviations]))
@@ -110,7 +114,7 @@ def _report(deviations: list[dict[str, tuple[float, float]]]) -> dict[str, float
     return found
 
 
-def _setting(value: object) -> object:
+def _setting(value: Any) -> Any:
     return None if isinstance(value, str) and value == "as needed" else getattr(value, "item", lambda: value)()
 
 

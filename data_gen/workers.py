@@ -8,23 +8,29 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
 from data_gen.shards import Chunk
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 FAILURES_BEFORE_BISECTION = 1
 CHUNKS_AHEAD = 4  # of each worker: enough to keep it busy, few enough to keep their results out of memory
 
-Compute = Callable[[int, int], dict]
-Fail = Callable[[int, str], dict]
-Join = Callable[[list[dict]], dict]
+Arrays = dict[str, np.ndarray]
+Compute = Callable[[int, int], Arrays]
+Fail = Callable[[int, str], Arrays]
+Join = Callable[[list[Arrays]], Arrays]
 
 
 def run_chunks(
     compute: Compute, fail: Fail, join: Join, chunks: list[Chunk], workers: int | None, scheduler: str | None
-) -> Iterator[tuple[Chunk, dict]]:
+) -> Iterator[tuple[Chunk, Arrays]]:
     """Compute all chunks and yield each with its arrays, as they finish.
 
     Args:
@@ -47,7 +53,9 @@ def run_chunks(
         yield from _run_on_dask(client, compute, fail, join, chunks)
 
 
-def _run_on_dask(client, compute: Compute, fail: Fail, join: Join, chunks: list[Chunk]) -> Iterator[tuple[Chunk, dict]]:
+def _run_on_dask(
+    client: "Client", compute: Compute, fail: Fail, join: Join, chunks: list[Chunk]
+) -> Iterator[tuple[Chunk, Arrays]]:
     from distributed import KilledWorker, as_completed
 
     waiting = iter(chunks)
@@ -64,7 +72,7 @@ def _run_on_dask(client, compute: Compute, fail: Fail, join: Join, chunks: list[
         if chunk is not None:
             submit(*chunk, chunk)
 
-    parts: dict[Chunk, dict[Chunk, dict]] = {}
+    parts: dict[Chunk, dict[Chunk, Arrays]] = {}
     for _ in range(CHUNKS_AHEAD * max(1, sum(client.nthreads().values()))):
         submit_next()
     for future in finished:
@@ -87,7 +95,7 @@ def _run_on_dask(client, compute: Compute, fail: Fail, join: Join, chunks: list[
 
 
 @contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator:
+def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
     import dask
     from distributed import Client, LocalCluster
 

@@ -1,6 +1,8 @@
 """The two lists of packages are one list."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,9 @@ def test_no_room_imports_what_it_must_not():
                 if found and not found[1].startswith(room):
                     assert found[1] in allowed, f"{path}: {line}"
                     assert found[1] != "data_gen" or found[2] in (None, "open_dataset"), f"{path}: {line}"
+
+
+@pytest.mark.slow
+def test_data_gen_is_strictly_typed():
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 import torch
@@ -55,7 +56,8 @@ class Worker:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        hello = read_message(self.process.stdout)
+        self._requests, self._answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
+        hello = read_message(self._answers)
         if hello is None or "error" in hello:
             self.close()
             raise MPBUnavailableError(MISSING)
@@ -64,8 +66,8 @@ class Worker:
     def ask(self, **request: np.ndarray) -> dict[str, np.ndarray]:
         """Return the answer to one request; raises `MPBError` if MPB says no or dies."""
         try:
-            write_message(self.process.stdin, **request)
-            answer = read_message(self.process.stdout)
+            write_message(self._requests, **request)
+            answer = read_message(self._answers)
         except BrokenPipeError:
             answer = None
         if answer is None:
@@ -163,19 +165,21 @@ def solve_bands(
     solved = min(bands + GUARD_BANDS, arrays[0].shape[0] * arrays[0].shape[1])
     answers = []
     for index, array in enumerate(arrays):
-        request = {name: array, "wavevectors": wavevectors, "basis": basis, "bands": np.int64(solved)}
+        request = {name: array, "wavevectors": wavevectors, "basis": basis, "bands": np.array(solved)}
         answers.append(_solve_cell(index, request, cells[index].mean().item()))
     frequency, velocity, error = (torch.from_numpy(np.stack(column)) for column in zip(*answers))
     return Bands(frequency[..., :bands].contiguous(), velocity[..., :bands, :].contiguous(), error)
 
 
-def _solve_cell(index: int, request: dict, epsilon_mean: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _solve_cell(
+    index: int, request: dict[str, np.ndarray], epsilon_mean: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frequency, velocity and estimated error of one cell; a tighter tolerance where the first is too loose."""
     try:
-        answer = worker().ask(**request, tolerance=np.float64(TOLERANCE))
+        answer = worker().ask(**request, tolerance=np.array(TOLERANCE))
         frequency, velocity, error = _checked(answer, epsilon_mean)
         if error > LARGEST_ERROR:
-            answer = worker().ask(**request, tolerance=np.float64(TOLERANCE / 1000))
+            answer = worker().ask(**request, tolerance=np.array(TOLERANCE / 1000))
             frequency, velocity, error = _checked(answer, epsilon_mean)
     except MPBError as failure:
         raise MPBError(f"cell {index}: {failure}") from None
@@ -200,4 +204,4 @@ def _checked(answer: dict[str, np.ndarray], epsilon_mean: float) -> tuple[np.nda
     gap = eigenvalue[:, -1:] - eigenvalue + 1 / (np.pi * epsilon_mean)
     moving = frequency > SMALLEST_FREQUENCY
     shift = answer["residual"] ** 2 / gap / (2 * np.where(moving, eigenvalue, 1.0))
-    return frequency, velocity, np.float64(shift[moving].max(initial=0.0))
+    return frequency, velocity, np.asarray(shift[moving].max(initial=0.0))

@@ -14,12 +14,15 @@ import os
 import struct
 import sys
 import traceback
+from collections.abc import Callable
+from typing import IO, Any
 
 # The folder of this file has modules named like those that Meep imports.
 sys.path = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 import numpy as np  # noqa: E402
 
+Arrays = dict[str, np.ndarray]
 # Eigenvalues closer than this are one degenerate level: MPB's own tolerance leaves about 1e-6 between equal ones.
 DEGENERACY = 1e-5
 # Any direction that no symmetry singles out separates the velocities of a degenerate level.
@@ -30,7 +33,7 @@ GENERIC_DIRECTION = (1.0, 0.6180339887498949)
 NOISE = 0.1
 
 
-def read_message(stream):
+def read_message(stream: IO[bytes]) -> Arrays | None:
     """Return the arrays of the next message, or None at the end of the stream."""
     head = stream.read(8)
     if len(head) < 8:
@@ -40,16 +43,16 @@ def read_message(stream):
         return {name: archive[name] for name in archive.files}
 
 
-def write_message(stream, **arrays):
+def write_message(stream: IO[bytes], **arrays: np.ndarray) -> None:
     """Write one message and flush."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     stream.write(struct.pack("<Q", buffer.getbuffer().nbytes))
     stream.write(buffer.getbuffer())
     stream.flush()
 
 
-def material(medium, request):
+def material(medium: Any, request: Arrays) -> Callable[[Any], Any]:
     """Return the material function whose value at MPB's grid point (i, j) is the given array's, exactly."""
     if "epsilon" in request:
         media = [[medium(epsilon=value) for value in row] for row in request["epsilon"].tolist()]
@@ -68,14 +71,14 @@ def material(medium, request):
         ]
     nx, ny = len(media), len(media[0])
 
-    def value_at(point):
+    def value_at(point: Any) -> Any:
         # MPB's grid points lie at i/N - 1/2 of the cell.
         return media[round((point.x + 0.5) * nx) % nx][round((point.y + 0.5) * ny) % ny]
 
     return value_at
 
 
-def make_solver(meep, mpb, request):
+def make_solver(meep: Any, mpb: Any, request: Arrays) -> Any:
     """Return MPB's mode solver for the request, its grid set to the array's."""
     grid = request["epsilon" if "epsilon" in request else "inverse_epsilon"].shape[:2]
     basis = request["basis"]
@@ -110,14 +113,14 @@ class Operator:
     h = H_z. In both, A = Σ C† ε⁻¹ C with C(k) diagonal in G, so dA/dk = (dC/dk)† ε⁻¹ C + its adjoint.
     """
 
-    def __init__(self, request):
+    def __init__(self, request: Arrays):
         self.inverse = request["inverse_epsilon"] if "inverse_epsilon" in request else 1.0 / request["epsilon"]
         self.grid = self.inverse.shape[:2]
         self.reciprocal = np.linalg.inv(request["basis"]).T
         indices = [-np.fft.fftfreq(n, 1.0 / n) for n in self.grid]  # MPB's entry j belongs to G = -j
         self.lattice_points = np.stack(np.meshgrid(*indices, indexing="ij"), axis=-1)
 
-    def curls(self, wavevector):
+    def curls(self, wavevector: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return C and its derivatives along x and y, each with shape `(component, x, y)`."""
         q = (self.lattice_points + wavevector) @ self.reciprocal
         if self.inverse.ndim == 2:
@@ -127,14 +130,16 @@ class Operator:
         ones, zeros = np.ones(self.grid), np.zeros(self.grid)
         return np.stack([q[..., 1], -q[..., 0]]), np.stack([zeros, -ones]), np.stack([ones, zeros])
 
-    def electric_field(self, displacement):
+    def electric_field(self, displacement: np.ndarray) -> np.ndarray:
         """Return ε⁻¹ applied to a field of shape `(band, component, x, y)` given and returned in Fourier space."""
         field = np.fft.fft2(displacement)
         scalar = self.inverse.ndim == 2
         field = field * self.inverse if scalar else np.einsum("xyij,bjxy->bixy", self.inverse, field)
         return np.fft.ifft2(field)
 
-    def velocities_and_residuals(self, wavevector, frequency, modes):
+    def velocities_and_residuals(
+        self, wavevector: np.ndarray, frequency: np.ndarray, modes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return group velocities `(band, 2)` in c and residual norms `(band,)` of A h - ω² h.
 
         Args:
@@ -150,7 +155,7 @@ class Operator:
         return subspace_velocities(frequency, operators), np.linalg.norm(residual.reshape(len(modes), -1), axis=1)
 
 
-def subspace_velocities(frequency, operators):
+def subspace_velocities(frequency: np.ndarray, operators: list[np.ndarray]) -> np.ndarray:
     """Return velocities `(band, 2)`: diagonal elements, in the velocity operator's own basis where levels coincide.
 
     `operators` are the two matrices ½ h†(dA/dk)h, `(band, band)`; dividing by ω gives velocities.
@@ -167,14 +172,14 @@ def subspace_velocities(frequency, operators):
     return np.where(moving[:, None], velocity / np.where(moving, frequency, 1.0)[:, None], 0.0)
 
 
-def starting_noise(lattice_points, bands):
+def starting_noise(lattice_points: np.ndarray, bands: int) -> np.ndarray:
     """Return reproducible noise `(G, band)`, strong in the long waves of which low bands are made."""
     decay = np.exp(-np.sum(lattice_points**2, axis=-1) / 8).reshape(-1, 1)
     real, imaginary = np.random.default_rng(0).normal(size=(2, len(decay), bands))
     return NOISE * decay * (real + 1j * imaginary)
 
 
-def solve(meep, mpb, request):
+def solve(meep: Any, mpb: Any, request: Arrays) -> Arrays:
     """Return frequency `(k, band)`, group_velocity `(k, band, 2)` and residual `(k, band)` for one request."""
     solver = make_solver(meep, mpb, request)
     operator = Operator(request)
@@ -202,7 +207,7 @@ def solve(meep, mpb, request):
     }
 
 
-def main():
+def main() -> None:
     """Answer requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # MPB's banners and progress go to standard error, never between two answers

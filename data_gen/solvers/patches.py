@@ -131,7 +131,9 @@ def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corner
     return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
 
 
-def _over(models: torch.Tensor, plan: Plan, function: Callable, bands: int) -> list[torch.Tensor]:
+def _over(
+    models: torch.Tensor, plan: Plan, function: Callable[..., tuple[torch.Tensor, ...]], bands: int
+) -> list[torch.Tensor]:
     """Apply `function(models, offsets, bands)` to the wavevectors of a plan, few at a time, and put them in order."""
     slots = plan.offsets.shape[1]
     step = max(1, _BYTES_AT_ONCE[models.device.type] // (len(models) * models[0, 0, 0].nbytes))
@@ -183,8 +185,7 @@ def _degenerate_slopes(matrices: torch.Tensor, close: torch.Tensor) -> torch.Ten
 
 def _evaluate(effective: torch.Tensor, q: torch.Tensor, derivatives: tuple[tuple[int, int], ...]) -> list[torch.Tensor]:
     """Return H, or a first derivative, for each `(0, 0)`, `(1, 0)`, `(0, 1)`, with shape `(sample, patch, k, p, p)`."""
-    x, y = q.unbind(-1)
-    x, y = ([power**i for i in range(5)] for power in (x, y))
+    x, y = ([component**i for i in range(5)] for component in q.unbind(-1))
     flat = torch.view_as_real(effective).flatten(3)
     shape = (effective.shape[-1], effective.shape[-1], 2)
     result = []

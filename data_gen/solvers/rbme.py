@@ -6,6 +6,8 @@ The discretisation is MPB's: the same frequencies to many digits, given the same
 exceeds the tolerance, the cell is solved again with a larger basis and smaller patches.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,6 +18,8 @@ from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
 from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 from data_gen.solvers.zone import Zone
+
+Solved = tuple[torch.Tensor, Reduction]  # which cells, and the basis they were solved in
 
 TOLERANCE = 2e-5  # relative, in frequency
 _EXTENSIONS = 10  # of the basis, at most
@@ -68,7 +72,7 @@ def solve_bands(
     cells = cells if device is None else cells.to(device)
     tm = polarization == "tm"
     medium = block_mean(cells, factor) if tm else effective_inverse_permittivity(cells, factor, basis)
-    grid = Grid(tuple(medium.shape[1:3]), basis, medium.device)
+    grid = Grid((medium.shape[1], medium.shape[2]), basis, medium.device)
     zone = Zone(np.asarray(wavevectors, dtype=np.float64), grid)
 
     step = _cells_at_once(grid, bands, medium.device)
@@ -152,13 +156,15 @@ class _HellmannFeynman(torch.autograd.Function):
     """Frequencies whose gradient in the medium comes from the modes, without differentiating the solver."""
 
     @staticmethod
-    def forward(ctx, medium, frequency, reductions, zone, polarization):
+    def forward(
+        ctx: Any, medium: torch.Tensor, frequency: torch.Tensor, reductions: list[Solved], zone: Zone, polarization: str
+    ) -> torch.Tensor:
         ctx.save_for_backward(medium, frequency)
         ctx.rest = reductions, zone, polarization
         return frequency.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         medium, frequency = ctx.saved_tensors
         reductions, zone, polarization = ctx.rest
         k = zone.cartesian(zone.wavevectors)

@@ -45,8 +45,8 @@ class StandingWaves:
         weight[0, :, 0] = np.sqrt(0.5), 0.0  # k + G = 0: the constant, which has no sine
 
         def flat(index: np.ndarray) -> torch.Tensor:
-            index = np.ravel_multi_index(np.moveaxis(index % shape, -1, 0), shape)
-            return torch.as_tensor(index, device=reciprocal.device)
+            x, y = np.moveaxis(index % shape, -1, 0)
+            return torch.as_tensor(x * shape[1] + y, device=reciprocal.device)
 
         twice = np.rint(2 * points).astype(np.int64)[:, None]
         kappa = torch.as_tensor(orders + points[:, None], device=reciprocal.device) @ reciprocal
@@ -78,7 +78,7 @@ class StandingWaves:
         outer = self.kappa[:, :, None, :, None] * self.kappa[:, None, :, None, :]
         # ∇cos = -(k + G) sin and ∇sin = (k + G) cos.
         sign = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=outer.dtype, device=outer.device)
-        result = 0.0
+        result = torch.zeros((), dtype=outer.dtype, device=outer.device)
         for i, j, copies in ((0, 0, 1), (0, 1, 2), (1, 1, 1)):
             overlap = self.overlap(tensor[..., i, j].contiguous()).flip((2, 4))
             pair = copies * (outer[..., i, j] + outer[..., j, i]) / 2
