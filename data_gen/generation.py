@@ -37,7 +37,7 @@ from data_gen.solvers import solver_version
 from data_gen.solvers.contract import SolverError
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
-from data_gen.workers import one_thread, run_chunks
+from data_gen.workers import keep_freed_memory, one_thread, run_chunks
 
 CELLS_PER_CHUNK = {"mpb": 1, "rbme": 32, "unlabelled": 512}
 
@@ -208,6 +208,7 @@ def provenance(plan: Plan) -> dict[str, Any]:
 @one_thread()
 def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
     """Draw cells start … stop - 1 and label them; a cell that cannot be labelled is recorded with its error."""
+    keep_freed_memory()
     family = plan.unit_cells
     cells = [family.draw(plan.seed, index, plan.resolution) for index in range(start, stop)]
     fine = torch.from_numpy(np.stack([cell.epsilon for cell in cells]))
