@@ -25,6 +25,9 @@ TOLERANCES = {
     "frequency": (f"the two solvers, relative, above {SMALLEST_FREQUENCY}", 1e-4),
     "density of states": ("from the two solvers' bands on one grid, relative error", 3e-3),
 }
+# MPB takes the highest frequency of an even mesh as -N/2 alone, so that TE bands at k and -k differ from each other, by
+# 3e-4 in a cell of high contrast on 32 × 32 points, and by as much from ours (see `solvers/bloch.py`).
+TE_FREQUENCY_TOLERANCE = 1e-3
 
 
 def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float]:
@@ -61,7 +64,7 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
         list(zip(chosen, stored["epsilon"].values, stored["dos"].values)), unit="cell", desc="verify", file=sys.stderr
     ):
         deviations.append(_deviations(int(index), epsilon, dos, settings))
-    return _report(deviations)
+    return _report(deviations, settings["polarization"])
 
 
 def _deviations(
@@ -96,11 +99,13 @@ def _deviations(
     }
 
 
-def _report(deviations: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+def _report(deviations: list[dict[str, tuple[float, float]]], polarization: str) -> dict[str, float]:
     """Print and return the deviations over all cells; raise `RuntimeError` if one is beyond its tolerance."""
     found: dict[str, float] = {}
     failures = []
     for name, (meaning, tolerance) in TOLERANCES.items():
+        if name == "frequency" and polarization == "te":
+            tolerance = TE_FREQUENCY_TOLERANCE
         mean = float(np.mean([cell[name][0] for cell in deviations]))
         largest = float(np.max([cell[name][1] for cell in deviations]))
         found |= {f"{name} mean": mean, f"{name} largest": largest}
