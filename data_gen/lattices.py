@@ -1,4 +1,4 @@
-"""Two-dimensional Bravais lattices, their reciprocal vectors, and wavevectors of the Brillouin zone: grids and paths."""
+"""Two-dimensional Bravais lattices, their reciprocal vectors, and grids and paths of wavevectors."""
 
 from typing import NamedTuple
 
