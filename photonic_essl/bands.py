@@ -1,9 +1,13 @@
-"""Band gaps."""
+"""Band gaps: of bands, and as far as a density of states shows them."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from photonic_essl.metrics import FREQUENCIES, empty_lattice
+
+WITHOUT_STATES = 0.1  # of the empty lattice's density: smoothing leaves a little inside a gap
 
 
 class Gap(NamedTuple):
@@ -42,3 +46,25 @@ def band_gaps(frequency: ArrayLike, smallest: float = 0.01) -> list[Gap]:
         )
     edges = zip(bands[:, :-1].max(axis=0).tolist(), bands[:, 1:].min(axis=0).tolist())
     return [gap for gap in (Gap(*edge) for edge in edges) if gap.upper > gap.lower and gap.ratio >= smallest]
+
+
+def widest_dos_gaps(dos: ArrayLike) -> np.ndarray:
+    """Return how wide a gap each density of states shows: width over middle of its widest range without states.
+
+    A range counts where D/n is below a tenth of the empty lattice's. The smoothing of a label, 0.01 in ωn, takes about
+    that much from each side of a gap, so that narrow ones are not seen.
+
+    Args:
+        dos: D/n on the first of the 500 scaled frequencies, shape `(sample, frequency)`.
+
+    Returns:
+        Shape `(sample,)`, float64; 0 where no gap is seen.
+    """
+    dos = np.asarray(dos, dtype=np.float64)
+    frequency = FREQUENCIES[: dos.shape[1]]
+    empty = np.pad(dos < WITHOUT_STATES * empty_lattice(frequency), ((0, 0), (1, 1)))
+    widest = np.zeros(len(dos))
+    for row, changes in enumerate(np.diff(empty.astype(np.int8), axis=1)):
+        edges = zip(frequency[np.flatnonzero(changes == 1)], frequency[np.flatnonzero(changes == -1) - 1])
+        widest[row] = max((Gap(*edge).ratio for edge in edges), default=0.0)
+    return widest

@@ -244,16 +244,24 @@ def read_log(run: str | Path, quantity: str) -> tuple[np.ndarray, np.ndarray]:
         FileNotFoundError: if the folder holds no logs.
         ValueError: if nothing of this name was logged.
     """
+    rows = _log_rows(run)
+    logged = {int(row["step"]): float(row[quantity]) for row in rows if row.get(quantity)}
+    if not logged:
+        raise ValueError(f"{run} has logged no {quantity!r}, only {', '.join(logged_quantities(run))}.")
+    steps = sorted(logged)
+    return np.array(steps), np.array([logged[step] for step in steps])
+
+
+def logged_quantities(run: str | Path) -> list[str]:
+    """Return the names of what a run has logged, in alphabetical order; `FileNotFoundError` where there are no logs."""
+    return sorted({name for row in _log_rows(run) for name in row} - {"step", "epoch"})
+
+
+def _log_rows(run: str | Path) -> list[dict[str, str]]:
     files = sorted(Path(run).glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
     if not files:
         raise FileNotFoundError(f"{run} holds no logs of a run.")
-    rows = [row for file in files for row in csv.DictReader(file.open(newline=""))]
-    logged = {int(row["step"]): float(row[quantity]) for row in rows if row.get(quantity)}
-    if not logged:
-        names = sorted({name for row in rows for name in row} - {"step", "epoch"})
-        raise ValueError(f"{run} has logged no {quantity!r}, only {', '.join(names)}.")
-    steps = sorted(logged)
-    return np.array(steps), np.array([logged[step] for step in steps])
+    return [row for file in files for row in csv.DictReader(file.open(newline=""))]
 
 
 def draw_error_distribution(errors: Mapping[str, ArrayLike], ax: Axes | None = None) -> Axes:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from photonic_essl.bands import Gap, band_gaps
+from photonic_essl.bands import Gap, band_gaps, widest_dos_gaps
+from photonic_essl.metrics import FREQUENCIES, empty_lattice
 
 
 def test_gaps_are_between_the_extrema_of_neighbouring_bands():
@@ -29,3 +30,13 @@ def test_small_gaps_are_left_out():
 def test_what_is_no_set_of_bands_is_refused(bands):
     with pytest.raises(ValueError, match=r"must be finite bands of shape \(k, band\), ascending along band, got shape"):
         band_gaps(bands)
+
+
+def test_gap_of_a_density_of_states_is_its_widest_range_without_states():
+    dos = np.tile(empty_lattice(), (3, 1))
+    dos[1, (FREQUENCIES > 0.4) & (FREQUENCIES < 0.5)] = 0.01
+    dos[1, (FREQUENCIES > 0.7) & (FREQUENCIES < 0.72)] = 0.0
+    dos[2, FREQUENCIES > 0.8] = 0.0
+    gaps = widest_dos_gaps(dos[:, :400])
+    assert gaps[0] == 0
+    assert gaps[1:] == pytest.approx([Gap(0.4, 0.5).ratio, Gap(0.8, 0.96).ratio], abs=0.01)
