@@ -149,7 +149,7 @@ def draw_turned_dos(
         label=style["label"],
     )
     ax.set(xlabel="density of states D (a/2πc)", ylabel="frequency ωa/2πc")
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.05 * max(line.get_xdata().max() for line in ax.lines))
     ax.legend(frameon=False, fontsize="small")
     return ax
 

@@ -97,7 +97,8 @@ for _ in trange(STEPS, mininterval=1):
 # where nothing was optimised.
 
 # %%
-design = torch.where(permittivity(level.detach()) > (LOWEST + HIGHEST) / 2, HIGHEST, LOWEST)
+middle = (LOWEST + HIGHEST) / 2
+design = torch.where(permittivity(level.detach()) > middle, HIGHEST, LOWEST).double()
 
 
 def gap_of_zone(epsilon):

@@ -34,7 +34,7 @@ CELLS = 2048
 # %%
 FOLDER = Path("runs/notebooks")
 FOLDER.mkdir(parents=True, exist_ok=True)
-LABELS = max(CELLS // 16, 16)  # labelled cells: most to train on, some to choose the epoch by, some to test with
+LABELS = max(CELLS // 16, 12)  # labelled cells: most to train on, some to choose the epoch by, some to test with
 
 # %% [markdown]
 # ## Your cells

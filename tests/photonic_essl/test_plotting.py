@@ -115,6 +115,8 @@ def test_turned_dos_is_on_unscaled_frequencies_and_keeps_the_states(ax):
     density, unscaled = ax.lines[0].get_data()
     assert unscaled[-1] == pytest.approx(0.6)
     assert np.trapezoid(density, unscaled) == pytest.approx(np.pi * 1.2**2)  # as many as over ωn
+    draw_turned_dos(frequency, 2 * empty_lattice(frequency), 4.0, ax)
+    assert ax.get_xlim()[1] > 2 * density.max()
 
 
 def test_uncertainty_is_shaded_on_both_sides(ax):
