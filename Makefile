@@ -6,7 +6,7 @@ APT_PACKAGES := python3-meep python3-matplotlib python3-h5py libopenblas0-pthrea
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 HAS_MPB := $(VENV)/bin/python -c 'from data_gen.solvers import mpb; raise SystemExit(not mpb.is_available())'
 
-.PHONY: demo test bench setup
+.PHONY: demo test bench docs setup
 
 demo: setup
 	$(VENV)/bin/photonic-essl demo
@@ -17,6 +17,9 @@ test: setup
 bench: setup
 	$(VENV)/bin/python -m experiments.benchmarks.solvers
 	$(VENV)/bin/python -m experiments.benchmarks.pretraining
+
+docs: setup
+	$(VENV)/bin/mkdocs build --strict
 
 setup: $(VENV)/.packages-ready $(VENV)/.mpb-ready $(VENV)/.browser-ready
 
