@@ -20,7 +20,7 @@ FINE = 1000
 
 QUANTITIES = {
     "error": "relative error (%)",
-    "number": "number in the file",
+    "number": "number among the solved cells",
     "contrast": "contrast (largest ÷ smallest ε)",
     "filling": "filling by the higher ε",
     "mean": "mean permittivity ε",

@@ -100,7 +100,7 @@ class _Run:
         """Return the provenance of the data trained on, as far as they are still to be found; None for other data."""
         wanted = self.record["settings"].get("data")
         named = [sitting["data"] for sitting in self.record["sittings"] if "data" in sitting]
-        if not named:
+        if not named or wanted is None:
             return None
         for file in (Path(named[-1]), self.folder / ".." / Path(named[-1]).name):
             for labelled in (False, True):
