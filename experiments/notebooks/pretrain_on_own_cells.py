@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Pre-train and fine-tune on your own cells
 #
-# All that is needed is ε on a grid. Here "your own" are two rods of different radii; put in what you have.
+# All that is needed is ε on a grid. Here "your own" are two rods, one of them anywhere; put in what you have.
 
 # %%
 from pathlib import Path
@@ -46,11 +46,11 @@ along = (np.arange(288) + 0.5) / 288 - 0.5
 
 
 def own_cell(random):
-    """Return ε `(288, 288)` of two rods, one in the middle and one at the corner."""
-    radii, (rods, matrix) = random.uniform(0.05, 0.32, 2), random.uniform(1, 12, 2)
-    x, y = np.meshgrid(along, along, indexing="ij")
-    corner = np.hypot(np.abs(x) - 0.5, np.abs(y) - 0.5)
-    return np.where((np.hypot(x, y) < radii[0]) | (corner < radii[1]), rods, matrix)
+    """Return ε `(288, 288)` of two rods, one in the middle and one anywhere."""
+    radii, (rods, matrix), place = random.uniform(0.05, 0.3, 2), random.uniform(1, 12, 2), random.uniform(-0.5, 0.5, 2)
+    away = [np.abs((along - centre + 0.5) % 1 - 0.5) for centre in (0, *place)]
+    first, second = (np.hypot(x[:, None], y) for x, y in ((away[0], away[0]), away[1:]))
+    return np.where((first < radii[0]) | (second < radii[1]), rods, matrix)
 
 
 def pixels(epsilon):
@@ -105,8 +105,9 @@ save(FOLDER / "labelled.h5", epsilon[test:], labels[test:])
 # ## Which symmetries
 #
 # The two groups are the physicist's choice. The density of states does not change under any of them. *Invariance*:
-# mirrors and quarter turns, whose element the representation should not keep. *Equivariance*: translations by half a
-# cell; the encoder has to tell which one was applied, and so to know where things are.
+# mirrors and quarter turns, of which the representation should keep nothing. *Equivariance*: translations by half a
+# cell; the encoder has to tell which one was applied, and so to know where things are. It can, as one rod is in the
+# middle.
 
 # %%
 photonic_essl.pretrain(
