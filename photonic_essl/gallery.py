@@ -71,7 +71,7 @@ def cell_properties(epsilon: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def shown_cells(errors: np.ndarray, count: int) -> np.ndarray:
-    """Return the numbers of cells to show, best first: all, or `count` from all over the ranking and the median one.
+    """Return the numbers of cells to show, best first: all, or at most `count` from all over the ranking.
 
     Args:
         errors: of each cell, shape `(sample,)`.
@@ -99,7 +99,7 @@ def make_cards(
         predicted: D/n on the first 400 scaled frequencies, shape `(sample, frequency)`.
         true: the same.
         errors: relative error of each cell, a fraction, shape `(sample,)`.
-        count: cards at most, about.
+        count: cards at most.
     """
     quantities = {
         **cell_properties(epsilon),

@@ -41,7 +41,7 @@ def report(run: str | Path, *, out: str | Path, data: str | Path | None = None, 
         out: HTML file to write.
         data: dataset file of cells to predict, labelled unless the run is a pre-training; `test.h5` in `run` where not
             given, if there is one.
-        cells: in the gallery, about, at least 3; where the file has more, they are taken from all over the ranking.
+        cells: in the gallery, at most; 3 or more. Where the file has more, they are taken from all over the ranking.
 
     Raises:
         FileNotFoundError: if there is no run, no such file, or no folder to write to.
