@@ -1,4 +1,6 @@
-"""Two-dimensional Bravais lattices, their reciprocal vectors, and the wavevector grids of the Brillouin zone."""
+"""Two-dimensional Bravais lattices, their reciprocal vectors, and grids and paths of wavevectors."""
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,3 +61,58 @@ def wavevector_grid(n: int) -> np.ndarray:
         raise ValueError(f"`n` must be at least 1, got {n}.")
     axis = (np.arange(n) + 0.5) / n - 0.5
     return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+class SymmetryPath(NamedTuple):
+    """Wavevectors along straight lines between points of high symmetry, for a band diagram.
+
+    Attributes:
+        wavevector: shape `(k, 2)`, float64, in units of the reciprocal vectors.
+        position: length of the path up to each wavevector, shape `(k,)`, float64, in 2π/a.
+        labels: position and name of each point of high symmetry, in order.
+    """
+
+    wavevector: np.ndarray
+    position: np.ndarray
+    labels: list[tuple[float, str]]
+
+
+def symmetry_path(lattice: str | np.ndarray = "square", points: int = 60) -> SymmetryPath:
+    """Return a closed path through the points of high symmetry of the Brillouin zone.
+
+    It is Γ–X–M–Γ on a square lattice and Γ–M–K–Γ on a hexagonal one, whose vectors enclose 60° or 120°. On any other it
+    is Γ–X–S–Y–Γ with X = b₁/2, S = (b₁ + b₂)/2 and Y = b₂/2: the wavevectors that time reversal maps to themselves.
+
+    Args:
+        lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a.
+        points: wavevectors along all of the path, about: each line has its share of them by length.
+
+    Returns:
+        The path, both ends and all corners included, each once.
+
+    Raises:
+        ValueError: if the lattice is not one, or `points` is less than 8.
+    """
+    if points < 8:
+        raise ValueError(f"`points` must be at least 8, got {points}.")
+    basis = basis_vectors(lattice)
+    names, corners = _corners(basis)
+    lengths = np.linalg.norm(np.diff(corners, axis=0) @ reciprocal_vectors(basis), axis=1)
+    ends = np.concatenate([[0.0], np.cumsum(lengths)])
+    steps = np.maximum(np.rint((points - 1) * lengths / ends[-1]).astype(int), 1)
+    position = np.concatenate(
+        [[0.0], *(np.linspace(start, end, count + 1)[1:] for start, end, count in zip(ends, ends[1:], steps))]
+    )
+    wavevector = np.stack([np.interp(position, ends, component) for component in corners.T], axis=-1)
+    return SymmetryPath(wavevector, position, list(zip(ends.tolist(), names)))
+
+
+def _corners(basis: np.ndarray) -> tuple[str, np.ndarray]:
+    """Return names and wavevectors of the corners of the path, in units of the reciprocal vectors."""
+    first, mixed, _, second = (basis @ basis.T).reshape(-1) / (basis[0] @ basis[0])
+    if np.isclose(second, first) and np.isclose(mixed, 0.0):
+        return "ΓXMΓ", np.array([(0, 0), (1 / 2, 0), (1 / 2, 1 / 2), (0, 0)])
+    if np.isclose(second, first) and np.isclose(abs(mixed), 0.5):
+        k = (1 / 3, 1 / 3) if mixed < 0 else (2 / 3, 1 / 3)
+        return "ΓMKΓ", np.array([(0, 0), (1 / 2, 0), k, (0, 0)])
+    return "ΓXSYΓ", np.array([(0, 0), (1 / 2, 0), (1 / 2, 1 / 2), (0, 1 / 2), (0, 0)])

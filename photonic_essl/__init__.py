@@ -8,11 +8,12 @@ _HOMES = {
     "finetune": "finetuning",
     "evaluate": "regression",
     "predict": "regression",
+    "report": "reporting",
     "load_regressor": "regression",
     "import_encoder": "published",
     "relative_error": "metrics",
 }
-_MODULES = ("symmetry", "encoders", "objectives", "metrics", "plotting")
+_MODULES = ("symmetry", "encoders", "objectives", "metrics", "bands", "plotting")
 
 __all__ = [*_HOMES, *_MODULES]
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "photonic_essl.regression:evaluate",
     "predict": "photonic_essl.regression:predict",
     "import-encoder": "photonic_essl.published:import_encoder",
+    "report": "photonic_essl.reporting:report",
     "demo": "photonic_essl.demo:demo",
 }
 

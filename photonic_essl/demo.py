@@ -13,6 +13,7 @@ from photonic_essl.metrics import empty_lattice, relative_errors
 from photonic_essl.plotting import draw_predictions
 from photonic_essl.pretraining import pretrain
 from photonic_essl.regression import load_regressor, predict
+from photonic_essl.reporting import report
 
 UNLABELLED, POOL, VALIDATION, TEST = 3072, 256, 128, 256
 LABELS = 128
@@ -47,6 +48,7 @@ def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
     finetune(files["pool"], out / "model", pretrained=out / "encoder", **common)
     finetune(files["pool"], out / "model-from-scratch", **common)
     _compare(out, files["test"])
+    report(out, out=out / "report.html")
 
 
 def _make_data(files: dict[str, Path], verify: bool) -> None:

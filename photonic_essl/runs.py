@@ -86,6 +86,31 @@ class Run:
         self.write()
 
 
+def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:
+    """Return the records of the run in a folder, or else of all runs in folders within it, by the run's folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no run in it.
+        ValueError: if a record is damaged.
+    """
+    files = [file for pattern in ("run.json", "*/run.json") for file in sorted(Path(folder).glob(pattern))]
+    if not files:
+        raise FileNotFoundError(f"{folder} is no folder of a run, and holds none: there is no run.json.")
+    own = [file for file in files if file.parent == Path(folder)] or files
+    return {file.parent: _parsed(file) for file in own}
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+        missing = {"command", "settings", "finished", "seconds", "sittings"} - set(record)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: {error}.") from None
+    if missing:
+        raise ValueError(f"{file} is no record of a run: it lacks {', '.join(sorted(missing))}.")
+    return record
+
+
 def _check_same(folder: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if record["command"] != asked["command"]:
         raise ValueError(f"{folder} holds a run of `{record['command']}`, not of `{asked['command']}`.")

@@ -9,7 +9,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base", "dask": "dask-core"}
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "matplotlib": "matplotlib-base",
+    "dask": "dask-core",
+    "playwright": "playwright-python",
+}
 ONLY_CONDA = {"python", "pymeep"}
 
 

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from experiments.photonics.comparison import (
     NAMES,
@@ -27,6 +26,7 @@ from experiments.photonics.comparison import (
     summary,
 )
 from experiments.photonics.study import TABLE
+from photonic_essl.plotting import draw_learning_curve
 
 # Okabe and Ito's colours, with a marker each, so that curves differ without colour too.
 STYLES = {
@@ -69,20 +69,12 @@ def _draw_panel(ax: Axes, means: pd.DataFrame) -> None:
     for recipe, curve in means.groupby("recipe", sort=False):
         labels, mean, deviation = (curve[name].to_numpy() for name in ("labels", "mean", "deviation"))
         if recipe in BASELINE_LINES:
-            ax.plot(labels, 100 * mean, color=BASELINE_COLOUR, linestyle=BASELINE_LINES[recipe], label=NAMES[recipe])
+            style = {"color": BASELINE_COLOUR, "linestyle": BASELINE_LINES[recipe], "label": NAMES[recipe]}
+            draw_learning_curve(labels, mean, ax, **style)
             continue
         colour, marker = STYLES[recipe]
-        ax.plot(labels, 100 * mean, color=colour, marker=marker, markersize=5, linewidth=1.5, label=NAMES[recipe])
-        deviation = np.nan_to_num(deviation)
-        ax.fill_between(labels, 100 * (mean - deviation), 100 * (mean + deviation), color=colour, alpha=0.15, lw=0)
-    ax.set(xscale="log", yscale="log", xlabel="labelled cells", ylabel="relative error on the test split (%)")
-    ax.set_xticks(sorted(means["labels"].unique()))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    ax.tick_params(axis="y", which="minor", labelsize=8)
-    ax.grid(which="both", color="#DDDDDD", linewidth=0.5)
+        style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.5, "label": NAMES[recipe]}
+        draw_learning_curve(labels, mean, ax, deviation=deviation, **style)
 
 
 def draw_labels_saved(rows: pd.DataFrame) -> Figure:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data_gen.lattices import basis_vectors, reciprocal_vectors, wavevector_grid
+from data_gen.lattices import basis_vectors, reciprocal_vectors, symmetry_path, wavevector_grid
 
 
 @pytest.mark.parametrize("lattice", ["square", "hexagonal", [[1.0, 0.2], [-0.3, 1.7]]])
@@ -27,3 +27,37 @@ def test_bad_lattices_are_refused(lattice):
 def test_empty_grid_is_refused():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         wavevector_grid(0)
+
+
+@pytest.mark.parametrize(
+    ("lattice", "names", "lengths"),
+    [
+        ("square", "ΓXMΓ", (1 / 2, 1 / 2, np.sqrt(1 / 2))),
+        ("hexagonal", "ΓMKΓ", (1 / np.sqrt(3), 1 / 3, 2 / 3)),
+        ([[1.0, 0.0], [0.5, np.sqrt(3) / 2]], "ΓMKΓ", (1 / np.sqrt(3), 1 / 3, 2 / 3)),
+        ("rectangular", "ΓXSYΓ", (1 / 2, 1 / 3, 1 / 2, 1 / 3)),
+    ],
+)
+def test_path_has_the_lengths_of_the_zone(lattice, names, lengths):
+    path = symmetry_path(lattice, points=50)
+    assert "".join(name for _, name in path.labels) == names
+    np.testing.assert_allclose(np.diff([position for position, _ in path.labels]), lengths)
+    cartesian = path.wavevector @ reciprocal_vectors(basis_vectors(lattice))
+    np.testing.assert_allclose(np.linalg.norm(np.diff(cartesian, axis=0), axis=1), np.diff(path.position), atol=1e-14)
+    assert len(path.position) == pytest.approx(50, abs=2)
+    assert np.isin([position for position, _ in path.labels], path.position).all()
+
+
+def test_k_is_where_three_zones_meet():
+    for lattice in ("hexagonal", [[1.0, 0.0], [0.5, np.sqrt(3) / 2]]):
+        path, reciprocal = symmetry_path(lattice), reciprocal_vectors(basis_vectors(lattice))
+        k = path.wavevector[path.position == path.labels[2][0]][0] @ reciprocal
+        around = np.stack(np.meshgrid(*[np.arange(-2, 3)] * 2), axis=-1).reshape(-1, 2) @ reciprocal
+        distances = np.sort(np.linalg.norm(around - k, axis=1))
+        np.testing.assert_allclose(distances[:3], 2 / 3)
+        assert distances[3] > 1
+
+
+def test_short_path_is_refused():
+    with pytest.raises(ValueError, match="`points` must be at least 8, got 3"):
+        symmetry_path("square", points=3)

@@ -1,0 +1,139 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Pre-train and fine-tune on your own cells
+#
+# All that is needed is ε on a grid. Here "your own" are two rods, one of them anywhere; put in what you have.
+
+# %%
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import trange
+
+import data_gen
+import photonic_essl
+from data_gen.dataset import SCHEMA_VERSION, VARIABLES, write_dataset
+from photonic_essl.plotting import draw_training
+
+# %% tags=["parameters"]
+CELLS = 2048
+
+# %%
+FOLDER = Path("runs/notebooks")
+FOLDER.mkdir(parents=True, exist_ok=True)
+LABELS = max(CELLS // 16, 12)  # labelled cells: most to train on, some to choose the epoch by, some to test with
+
+# %% [markdown]
+# ## Your cells
+#
+# Sampled nine times finer than the 32 × 32 pixels that a network sees: a pixel holds the mean.
+
+# %%
+along = (np.arange(288) + 0.5) / 288 - 0.5
+
+
+def own_cell(random):
+    """Return ε `(288, 288)` of two rods, one in the middle and one anywhere."""
+    radii, (rods, matrix), place = random.uniform(0.05, 0.3, 2), random.uniform(1, 12, 2), random.uniform(-0.5, 0.5, 2)
+    away = [np.abs((along - centre + 0.5) % 1 - 0.5) for centre in (0, *place)]
+    first, second = (np.hypot(x[:, None], y) for x, y in ((away[0], away[0]), away[1:]))
+    return np.where((first < radii[0]) | (second < radii[1]), rods, matrix)
+
+
+def pixels(epsilon):
+    """Return the mean of ε over each pixel, `(32, 32)`."""
+    return epsilon.reshape(32, 9, 32, 9).mean((1, 3))
+
+
+# %% [markdown]
+# ## Files
+#
+# A dataset file is epsilon with its provenance; labels where there are some. Labels are made by `data_gen.label`, which
+# takes any array; yours may come from your own solver, as D/n over the same 500 scaled frequencies.
+
+
+# %%
+def save(file, epsilon, labels=None):
+    """Write a dataset file of cells `(sample, x, y)`, with labels `(sample, frequency)` where given."""
+    block = {
+        "epsilon": epsilon,
+        "epsilon_mean": epsilon.mean((1, 2)),
+        "status": np.zeros(len(epsilon)),
+    }
+    fixed = {}
+    if labels is not None:
+        block["dos"], fixed["frequency"] = labels, photonic_essl.metrics.FREQUENCIES
+    write_dataset(
+        file,
+        [block],
+        samples=len(epsilon),
+        variables={name: VARIABLES[name] for name in block},
+        fixed=fixed,
+        attributes={
+            "family": "two rods",
+            "seed": 0,
+            "resolution": 32,
+            "lattice": [1.0, 0.0, 0.0, 1.0],
+            "schema_version": SCHEMA_VERSION,
+            "package_version": "own",
+        },
+    )
+
+
+save(FOLDER / "unlabelled.h5", np.stack([pixels(own_cell(np.random.default_rng((0, i)))) for i in trange(CELLS)]))
+fine = [own_cell(np.random.default_rng((1, i))) for i in range(LABELS)]
+labels = np.stack([data_gen.label(fine[i], accuracy=2e-3, resolution=32)["dos"].values for i in trange(LABELS)])
+epsilon = np.stack([pixels(cell) for cell in fine])
+test = LABELS // 4
+save(FOLDER / "test.h5", epsilon[:test], labels[:test])
+save(FOLDER / "labelled.h5", epsilon[test:], labels[test:])
+
+# %% [markdown]
+# ## Which symmetries
+#
+# The two groups are the physicist's choice. The density of states does not change under any of them. *Invariance*:
+# mirrors and quarter turns, of which the representation should keep nothing. *Equivariance*: translations by half a
+# cell; the encoder has to tell which one was applied, and so to know where things are. It can, as one rod is in the
+# middle.
+
+# %%
+photonic_essl.pretrain(
+    FOLDER / "unlabelled.h5",
+    FOLDER / "encoder",
+    recipe="e-simclr",
+    invariance="mirrors * quarter-turns",
+    equivariance="translations/2",
+    batch_size=min(128, CELLS // 2),
+)
+
+# %%
+photonic_essl.finetune(
+    FOLDER / "labelled.h5",
+    FOLDER / "model",
+    pretrained=FOLDER / "encoder",
+    labels=LABELS // 2,
+    invariance="mirrors * quarter-turns",
+    epochs=300 if CELLS >= 256 else 10,
+)
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+draw_training(FOLDER / "encoder", "loss", left).set_title("pre-training")
+draw_training(FOLDER / "model", "validation_relative_error", right).set_title("fine-tuning")
+figure.savefig(FOLDER / "training.png", dpi=120)
+
+# %%
+error = photonic_essl.evaluate(FOLDER / "model", FOLDER / "test.h5")

@@ -1,0 +1,39 @@
+"""The reference pages build without a warning, and hold every command and public function."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import data_gen
+import photonic_essl
+from data_gen import cli as data_gen_cli
+from photonic_essl import cli as photonic_essl_cli
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """The text of all reference pages, built strictly: a warning is an error."""
+    for package in ("mkdocs", "material", "mkdocstrings"):
+        pytest.importorskip(package, reason="needs the packages of the extra `docs`")
+    site = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return "".join(page.read_text() for page in site.glob("reference/*.html"))
+
+
+def test_every_command_and_public_function_has_an_entry(pages):
+    commands = [*data_gen_cli.COMMANDS.values(), *photonic_essl_cli.COMMANDS.values()]
+    wanted = {*data_gen.__all__, *photonic_essl._HOMES, *(command.split(":")[1] for command in commands)}
+    entries = set(re.findall(r'id="(?:data_gen|photonic_essl)[\w.]*\.(\w+)"', pages))
+    assert wanted <= entries, f"these are on no page of docs/reference: {', '.join(sorted(wanted - entries))}"
+
+
+def test_nothing_is_fetched_from_elsewhere(pages):
+    for attribute in ('src="http', 'rel="stylesheet" href="http', "fonts.g"):
+        assert attribute not in pages
