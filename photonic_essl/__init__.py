@@ -10,6 +10,7 @@ _HOMES = {
     "predict": "regression",
     "load_regressor": "regression",
     "import_encoder": "published",
+    "explore": "explorer.command",
     "relative_error": "metrics",
 }
 _MODULES = ("symmetry", "encoders", "objectives", "metrics", "plotting")

@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "photonic_essl.regression:evaluate",
     "predict": "photonic_essl.regression:predict",
     "import-encoder": "photonic_essl.published:import_encoder",
+    "explore": "photonic_essl.explorer.command:explore",
     "demo": "photonic_essl.demo:demo",
 }
 
