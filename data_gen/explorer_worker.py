@@ -94,12 +94,19 @@ class ChosenCell:
         """The relative permittivity on the fine grid, shape `(1, x, y)`, float64."""
         epsilon = self.drawn.epsilon
         if any(self.painted):
-            painted = np.array(self.painted, dtype=np.float64).reshape(self.resolution, self.resolution)
-            if not ((painted == 0) | ((painted >= EPSILON_RANGE[0]) & (painted <= EPSILON_RANGE[1]))).all():
-                raise ValueError(f"`painted` must be 0, or from {EPSILON_RANGE[0]:g} to {EPSILON_RANGE[1]:g}")
-            painted = painted.repeat(FINE_SAMPLES_PER_PIXEL, axis=0).repeat(FINE_SAMPLES_PER_PIXEL, axis=1)
+            painted = (
+                self._checked_paint().repeat(FINE_SAMPLES_PER_PIXEL, axis=0).repeat(FINE_SAMPLES_PER_PIXEL, axis=1)
+            )
             epsilon = np.where(painted > 0, painted, epsilon)
         return torch.from_numpy(epsilon)[None]
+
+    def _checked_paint(self) -> np.ndarray:
+        painted, (low, high) = np.array(self.painted, dtype=np.float64), EPSILON_RANGE
+        if painted.size != self.resolution**2:
+            raise ValueError(f"`painted` must hold {self.resolution**2} numbers, got {painted.size}")
+        if not ((painted == 0) | ((painted >= low) & (painted <= high))).all():
+            raise ValueError(f"`painted` must be 0, or from {low:g} to {high:g}")
+        return painted.reshape(self.resolution, self.resolution)
 
     def label(self, settings: LabelSettings) -> dict[str, np.ndarray]:
         """Return its label, each array with a first dimension of 1."""

@@ -42,8 +42,8 @@ async function refresh(task, show, asked, started) {
   if (asked !== version) return;
   requestAnimationFrame(() => {
     latency[task] = performance.now() - started;
-    $("latency").textContent = `On the screen after ${latency.draw.toFixed(0)} ms` +
-      (task === "solve" ? `, solved after ${latency.solve.toFixed(0)} ms` : "");
+    $("latency").textContent = `${catalogue.model ? "Predicted" : "Drawn"} after ${latency.draw.toFixed(0)} ms, ` +
+      (task === "solve" ? `solved after ${latency.solve.toFixed(0)} ms.` : "solving …");
   });
 }
 
@@ -365,7 +365,7 @@ function showScale() {
 
 function showLegend() {
   const {model, reference_grid: grid} = catalogue;
-  const items = [["solved", "solved"], ["empty", "empty lattice"], ["reference", `MPB, ${grid} × ${grid} wavevectors`]];
+  const items = [["solved", "solved"], ["empty", "empty lattice"], ["reference", `MPB, ${grid} × ${grid} wavevectors (its bands: rings)`]];
   if (model) items.unshift(["predicted", "predicted"]);
   if (model && model.band) items.splice(1, 0, ["spread", "range over symmetric copies"]);
   for (const [id, words] of items) {

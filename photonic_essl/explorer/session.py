@@ -99,9 +99,9 @@ class Session:
 
     def __init__(self, model: Path | None, out: Path):
         self.out = out
+        self.predictor = Predictor(Path(model)) if model else None
         self.drawing, self.solving, self.comparing = SolverProcess(), SolverProcess(), None
         self.solved: tuple[str, dict[str, np.ndarray]] = ("", {})
-        self.predictor = Predictor(Path(model)) if model else None
         self.choices = json.loads(str(self.drawing.ask("catalogue")["catalogue"])) | {
             "resolution": self.predictor.regressor.encoder.grid[0] if self.predictor else 32,
             "model": self.predictor and self.predictor.describe(),
