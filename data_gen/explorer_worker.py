@@ -27,13 +27,21 @@ from data_gen.plane_groups import PLANE_GROUPS, point_group
 from data_gen.solvers import solver_module
 from data_gen.solvers.equivalence import equivalence
 from data_gen.solvers.smoothing import block_mean
-from data_gen.unit_cells import EPSILON_RANGE, FAMILY_NAMES, FINE_SAMPLES_PER_PIXEL, LEVEL_SET, unit_cell_family
+from data_gen.unit_cells import (
+    EPSILON_RANGE,
+    FAMILY_NAMES,
+    FINE_SAMPLES_PER_PIXEL,
+    LEVEL_SET,
+    UnitCell,
+    UnitCellFamily,
+    unit_cell_family,
+)
 from data_gen.workers import one_thread
 
-REFERENCE_GRID = (
-    25  # wavevectors along each reciprocal vector that MPB solves: seconds, where a label takes it a minute
-)
-ZONE_GRID = 25  # and of the grid that band gaps are read off from, besides the path of the band diagram
+# Wavevectors along each reciprocal vector: MPB takes seconds for these, and minutes for those of a label.
+REFERENCE_GRID = 25
+# The same of the grid that band gaps are read off from, besides the path of the band diagram.
+ZONE_GRID = 25
 
 Answer = dict[str, np.ndarray | str | float]
 
@@ -65,7 +73,7 @@ class ChosenCell:
     painted: list[float] = field(default_factory=list)
 
     @functools.cached_property
-    def unit_cells(self):
+    def unit_cells(self) -> UnitCellFamily:
         """The family that it is drawn from."""
         return unit_cell_family(self.family, self.plane_group, self.cutoff)
 
@@ -85,7 +93,7 @@ class ChosenCell:
         return None if any(self.painted) else point_group(self.unit_cells.plane_group)
 
     @functools.cached_property
-    def drawn(self):
+    def drawn(self) -> UnitCell:
         """The cell without what is painted over it."""
         return self.unit_cells.draw(self.seed, self.index, self.resolution, self.parameters)
 
@@ -94,9 +102,7 @@ class ChosenCell:
         """The relative permittivity on the fine grid, shape `(1, x, y)`, float64."""
         epsilon = self.drawn.epsilon
         if any(self.painted):
-            painted = (
-                self._checked_paint().repeat(FINE_SAMPLES_PER_PIXEL, axis=0).repeat(FINE_SAMPLES_PER_PIXEL, axis=1)
-            )
+            painted = np.kron(self._checked_paint(), np.ones((FINE_SAMPLES_PER_PIXEL, FINE_SAMPLES_PER_PIXEL)))
             epsilon = np.where(painted > 0, painted, epsilon)
         return torch.from_numpy(epsilon)[None]
 
@@ -139,12 +145,38 @@ def draw(cell: ChosenCell) -> Answer:
 
 
 def solve(cell: ChosenCell) -> Answer:
-    """Return the label, the bands along the path and on a grid of the zone, and how a file says what they are."""
+    """Return what `draw` does, the label, the bands along the path and on a grid of the zone, and what a file says."""
     settings = LabelSettings(polarization=cell.polarization)
     path = cell.path
     zone = wavevector_grid(ZONE_GRID)[: (ZONE_GRID**2 + 1) // 2]
     bands = cell.frequencies(np.concatenate([path.wavevector, zone]), "rbme")
-    attributes = {
+    label = {name: value[0] for name, value in cell.label(settings).items()}
+    return draw(cell) | record(cell) | label | {
+        "frequency": scaled_frequencies(),
+        "wavevector": path.wavevector,
+        "band_frequency": bands[: len(path.wavevector)],
+        "zone_frequency": bands,
+        "position": path.position,
+        "corners": json.dumps(path.labels),
+        "attributes": json.dumps(provenance(cell, settings)),
+    }  # fmt: skip
+
+
+def record(cell: ChosenCell) -> Answer:
+    """Return what a file says of one solved cell: whence it is."""
+    return {
+        "status": STATUS_SOLVED,
+        "error_message": b"",
+        "drawn_from": cell.unit_cells.name.encode(),
+        "drawn_seed": cell.seed,
+        "drawn_index": cell.index,
+        "changed": bool(cell.parameters) or any(cell.painted),
+    }
+
+
+def provenance(cell: ChosenCell, settings: LabelSettings) -> dict[str, object]:
+    """Return the global attributes of a file of such cells."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "family": "explorer",
         "seed": -1,
@@ -154,22 +186,6 @@ def solve(cell: ChosenCell) -> Answer:
         "package_version": version("photonic_essl"),
         **label_provenance(settings),
     }
-    label = {name: value[0] for name, value in cell.label(settings).items()}
-    return draw(cell) | label | {
-        "status": STATUS_SOLVED,
-        "error_message": b"",
-        "drawn_from": cell.unit_cells.name.encode(),
-        "drawn_seed": cell.seed,
-        "drawn_index": cell.index,
-        "changed": bool(cell.parameters) or any(cell.painted),
-        "frequency": scaled_frequencies(),
-        "wavevector": path.wavevector,
-        "band_frequency": bands[: len(path.wavevector)],
-        "zone_frequency": bands,
-        "position": path.position,
-        "corners": json.dumps(path.labels),
-        "attributes": json.dumps(attributes),
-    }  # fmt: skip
 
 
 def compare(cell: ChosenCell) -> Answer:

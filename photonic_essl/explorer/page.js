@@ -380,7 +380,7 @@ function showLegend() {
     $("legend").append(item);
   }
   $("model").textContent = model
-    ? `Model: ${model.folder}, trained on ${model.polarization.toUpperCase()} labels` + (model.band
+    ? `Model ${model.folder}: trained on ${model.family || ""} cells, ${model.polarization.toUpperCase()}` + (model.band
       ? `; the range of its predictions is over copies of the cell under its invariance, ${model.band}.` : ".")
     : "No model was given, so there are no predictions.";
   $("out").textContent = `to ${catalogue.out}`;

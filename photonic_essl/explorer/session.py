@@ -16,7 +16,7 @@ from photonic_essl.metrics import relative_error
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.symmetry import TransformGroup, group
 
-COPIES = 8
+COPIES = 8  # of a cell, from which the range of its predictions is taken
 SAVED = {
     name: VARIABLES[name]
     for name in (
@@ -57,7 +57,8 @@ class Predictor:
     def predict(self, epsilon: np.ndarray, lattice: np.ndarray, polarization: str) -> dict[str, Any]:
         """Return the prediction for a cell `(x, y)`, and the range of predictions for its copies under the invariance.
 
-        The copies all have the same density of states, so that the prediction is off at least by half of the range.
+        The copies all have the same density of states, so that some of these predictions are off by half of the range
+        or more.
 
         Returns:
             `predicted (400,)`, `lowest` and `highest` of the same shape where the invariance is known; or a `note` that

@@ -138,7 +138,7 @@ def test_appending_one_by_one_gives_the_file_of_them_all(tmp_path):
         ),
         (
             {"attributes": {**ATTRIBUTES, "polarization": "te"}},
-            "holds cells with polarization None, and this one has 'te'",
+            "holds cells with polarization None, and .* has 'te'",
         ),
         ({"fixed": {"frequency": np.linspace(0, 1.3, 500)}}, "holds cells with another `frequency`"),
         (

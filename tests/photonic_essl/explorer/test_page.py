@@ -15,6 +15,7 @@ import pytest
 
 import data_gen
 from photonic_essl.finetuning import finetune
+from photonic_essl.metrics import relative_error
 from photonic_essl.regression import load_regressor
 from tests.photonic_essl.conftest import write_cells
 
@@ -109,6 +110,9 @@ def test_choose_move_paint_save_and_read_back(page, explorer, model):
     on_page = page.evaluate("densities")
     np.testing.assert_allclose(on_page["solved"], saved["dos"][1, : len(on_page["solved"])], atol=1e-5)
     np.testing.assert_allclose(on_page["predicted"], load_regressor(model).predict(bare), atol=1e-4)
+    assert page.evaluate("solution.off") == pytest.approx(
+        relative_error(on_page["predicted"], saved["dos"][1]), rel=1e-3
+    )
     wavevectors = saved["wavevector"].values[[0, 20, 40]]
     bands = data_gen.solve(painted, wavevectors, solver="rbme")["frequency"]
     np.testing.assert_allclose(saved["band_frequency"][0, [0, 20, 40]], bands, rtol=1e-4, atol=1e-6)
