@@ -56,9 +56,7 @@ class SolverProcess:
                 self.close()
                 status = self.peer.process.returncode
                 self._start()
-                raise SolverDiedError(
-                    f"the solver's process died (exit status {status}); a new one has been started: try again."
-                )
+                raise SolverDiedError(f"the solver's process died (status {status}); a new one has started: try again.")
         finally:
             with self.turn:
                 self.busy = False

@@ -1,13 +1,10 @@
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 import data_gen
 from data_gen.explorer_worker import answer
-from data_gen.messages import Peer
 from data_gen.unit_cells import unit_cell_family
 
 RESOLUTION = 16
@@ -76,11 +73,8 @@ def test_a_mistake_is_one_line(cell, message):
     assert "\n" not in error
 
 
-def test_as_a_program_it_answers_until_its_input_ends():
-    peer = Peer([sys.executable, "-m", "data_gen.explorer_worker"], stderr=subprocess.DEVNULL)
-    assert "rods" in str(peer.ask(task="catalogue", cell="")["catalogue"])
-    assert "error" in peer.ask(task="draw", cell="no JSON")
-    assert peer.ask(task="draw", cell='{"family": "rods"}')["epsilon"].shape == (32, 32)
-    peer.process.stdin.close()
-    assert peer.process.wait(60) == 0
-    peer.process.stdout.close()
+@pytest.mark.mpb
+def test_mpb_agrees():
+    fast, reference = (ask(task, family="rods") for task in ("solve", "compare"))
+    np.testing.assert_allclose(reference["band_frequency"], fast["band_frequency"], rtol=1e-4, atol=1e-5)
+    assert abs(reference["dos"] - fast["dos"]).sum() < 0.02 * fast["dos"].sum()
