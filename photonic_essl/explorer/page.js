@@ -143,8 +143,7 @@ function showCell(answer, isNewest) {
   }
   drawAxes(Math.sqrt(answer.mean));
   drawDensity("predicted", answer.predicted);
-  const spread = answer.lowest && [...points(answer.lowest), ...points(answer.highest).reverse()];
-  $("spread").setAttribute("d", spread ? line(spread) + "Z" : "");
+  drawSpread();
   $("note").textContent = answer.note || "";
 }
 
@@ -238,12 +237,18 @@ function drawDensity(id, dos) {
     most = wanted;
     drawAxes(index);
     for (const [other, values] of Object.entries(densities)) if (other !== id) drawCurve(other, values);
+    drawSpread();
   }
   drawCurve(id, dos);
 }
 
 function drawCurve(id, dos) {
   $(id).setAttribute("d", dos ? line(points(dos)) : "");
+}
+
+function drawSpread() {
+  const {lowest, highest} = shown || {};
+  $("spread").setAttribute("d", lowest ? line([...points(lowest), ...points(highest).reverse()]) + "Z" : "");
 }
 
 function marks(position, bands, mark) {
@@ -380,8 +385,8 @@ function showLegend() {
     $("legend").append(item);
   }
   $("model").textContent = model
-    ? `Model ${model.folder}: trained on ${model.family || ""} cells, ${model.polarization.toUpperCase()}` + (model.band
-      ? `; the range of its predictions is over copies of the cell under its invariance, ${model.band}.` : ".")
+    ? `Model ${model.folder}: ${model.polarization.toUpperCase()}${model.family ? `, trained on family ${model.family}` : ""}` +
+      (model.band ? `; the range of its predictions is over copies of the cell under its invariance, ${model.band}.` : ".")
     : "No model was given, so there are no predictions.";
   $("out").textContent = `to ${catalogue.out}`;
 }

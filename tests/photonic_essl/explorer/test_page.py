@@ -123,6 +123,24 @@ def test_range_of_predictions_is_over_symmetric_copies(page, model):
     np.testing.assert_allclose(page.evaluate("shown.highest"), predictions.max(0), atol=1e-3)
 
 
+def test_prediction_lies_within_the_range_that_is_drawn(page):
+    page.select_option("#family", "gpm")
+    for name, value in (("epsilon_inside", 20), ("epsilon_outside", 1), ("filling", 0.2)):
+        page.locator(f"#parameter-{name}").fill(str(value))  # so high a contrast changes the scale of the axis
+    predicted, _ = solved(page)
+    assert page.evaluate("most") > 8
+    spread = drawn(page.get_attribute("#spread", "d"))[:, 0]
+    lowest, highest = spread[:400], spread[:399:-1]
+    assert (drawn(predicted)[:, 0] >= lowest).all()
+    assert (drawn(predicted)[:, 0] <= highest).all()
+    assert (highest > lowest).any()
+
+
+def drawn(path):
+    """Return the points of a path of straight lines, `(point, 2)`."""
+    return np.array(re.findall(r"-?[\d.]+", path), dtype=float).reshape(-1, 2)
+
+
 def test_cell_of_another_lattice_is_solved_but_not_predicted(page):
     page.select_option("#family", "level-set")
     page.select_option("#plane_group", "p6mm")
