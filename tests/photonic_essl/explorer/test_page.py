@@ -113,6 +113,11 @@ def test_choose_move_paint_save_and_read_back(page, explorer, model):
     np.testing.assert_allclose(saved["band_frequency"][0, [0, 20, 40]], bands, rtol=1e-4, atol=1e-6)
 
 
+def test_page_says_what_the_model_was_trained_on(page):
+    assert "TM, trained on family blob; " in page.text_content("#model")
+    assert "mirrors * quarter-turns" in page.text_content("#model")
+
+
 def test_range_of_predictions_is_over_symmetric_copies(page, model):
     page.select_option("#family", "p1")
     solved(page)
