@@ -4,6 +4,8 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 """
 
 import contextlib
+import fcntl
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -91,6 +93,79 @@ def write_dataset(
             raise ValueError(f"the blocks hold {start} samples of {samples}")
         for name, attribute in attributes.items():
             file.attrs[name] = attribute
+
+
+def append_to_dataset(
+    path: Path,
+    block: Mapping[str, np.ndarray],
+    *,
+    variables: Mapping[str, Variable],
+    fixed: Mapping[str, np.ndarray],
+    attributes: Mapping[str, object],
+) -> int:
+    """Put samples at the end of a dataset file, or begin one; the file is replaced whole or not at all.
+
+    Args:
+        path: the file; what it holds already has to be of the same kind.
+        block: as one of `write_dataset`.
+        variables: as for `write_dataset`.
+        fixed: as for `write_dataset`.
+        attributes: as for `write_dataset`.
+
+    Returns:
+        How many samples the file holds now.
+
+    Raises:
+        ValueError: if the file is no dataset file, or has other variables or attributes.
+        OSError: if the file cannot be written.
+    """
+    with _locked(path.parent), contextlib.ExitStack() as stack:
+        blocks: Iterable[Mapping[str, np.ndarray]] = [block]
+        samples = len(block["epsilon"])
+        if path.exists():
+            held = stack.enter_context(open_dataset(path))
+            _check_same_kind(path, held, variables, fixed, attributes)
+            blocks = itertools.chain(_blocks_of(held, variables), blocks)
+            samples += held.sizes["sample"]
+        write_dataset(path, blocks, samples=samples, variables=variables, fixed=fixed, attributes=attributes)
+    return samples
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that append to files of this folder waiting."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _blocks_of(dataset: xr.Dataset, variables: Mapping[str, Variable]) -> Iterator[dict[str, np.ndarray]]:
+    for start in range(0, dataset.sizes["sample"], SAMPLES_PER_BLOCK):
+        block = dataset.isel(sample=slice(start, start + SAMPLES_PER_BLOCK))
+        yield {name: block[name].values for name in variables}
+
+
+def _check_same_kind(
+    path: Path,
+    dataset: xr.Dataset,
+    variables: Mapping[str, Variable],
+    fixed: Mapping[str, np.ndarray],
+    attributes: Mapping[str, object],
+) -> None:
+    if different := {str(name) for name in dataset.variables} ^ {*variables, *fixed}:
+        raise ValueError(f"{path} is a file of another kind: it differs in having {', '.join(sorted(different))}")
+    for name, value in attributes.items():
+        found = np.asarray(dataset.attrs.get(name)).tolist()
+        if found != value:
+            raise ValueError(
+                f"{path} holds cells with {name} {found!r}, and this one has {value!r}; choose another file"
+            )
+    for name, value in fixed.items():
+        if not np.array_equal(dataset[name].values, value):
+            raise ValueError(f"{path} holds cells with another `{name}`; choose another file")
 
 
 def _of_equal_size(blocks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

@@ -199,10 +199,13 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "package_commit": _commit(),
         "command": plan.command(),
     }
-    if plan.labels is not None:
-        settings = {name: "as needed" if value is None else value for name, value in asdict(plan.labels).items()}
-        attributes |= settings | {"solver_version": solver_version(plan.labels.solver)}
-    return attributes
+    return attributes if plan.labels is None else attributes | label_provenance(plan.labels)
+
+
+def label_provenance(settings: LabelSettings) -> dict[str, str | int | float]:
+    """Return the global attributes that say how the labels of a file were made."""
+    said = {name: "as needed" if value is None else value for name, value in asdict(settings).items()}
+    return said | {"solver_version": solver_version(settings.solver)}
 
 
 @one_thread()

@@ -9,14 +9,12 @@ import functools
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from data_gen.plane_groups import PLANE_GROUPS, lattice_of, symmetrise
-
-Value = np.ndarray | float
 
 EPSILON_RANGE = (1.0, 20.0)
 FINE_SAMPLES_PER_PIXEL = 9  # odd, so that a pixel has a sample at its centre
@@ -24,16 +22,24 @@ FINE_SAMPLES_PER_PIXEL = 9  # odd, so that a pixel has a sample at its centre
 
 @dataclass(frozen=True)
 class Parameter:
-    """What one parameter of a family is: its meaning, units, and the names of its dimensions beside `sample`."""
+    """What one parameter of a family is.
+
+    Attributes:
+        long_name: its meaning.
+        units: of its values.
+        dimensions: names of its dimensions beside `sample`.
+        range: what it is drawn from, uniformly, and may be chosen from; None if it is neither.
+    """
 
     long_name: str
     units: str = "1"
     dimensions: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
 
 
 MATERIALS = {
-    "epsilon_inside": Parameter("relative permittivity inside"),
-    "epsilon_outside": Parameter("relative permittivity outside"),
+    "epsilon_inside": Parameter("relative permittivity inside", range=EPSILON_RANGE),
+    "epsilon_outside": Parameter("relative permittivity outside", range=EPSILON_RANGE),
     "filling": Parameter("fraction of the cell that is inside"),
 }
 
@@ -62,33 +68,53 @@ class UnitCellFamily(ABC):
     parameters: dict[str, Parameter]
 
     @abstractmethod
-    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
-        """Draw a shape: which points of the `(samples, samples)` grid are inside, bool, and the shape's parameters."""
+    def draw_shape(self, generator: np.random.Generator) -> dict[str, np.ndarray | float]:
+        """Draw the parameters of a shape."""
 
-    def draw(self, seed: int, index: int, resolution: int = 32) -> UnitCell:
+    @abstractmethod
+    def shape(self, drawn: Mapping[str, np.ndarray | float], samples: int) -> tuple[np.ndarray, dict[str, float]]:
+        """Return which points of the `(samples, samples)` grid are inside, bool, and what follows from `drawn`."""
+
+    def draw(self, seed: int, index: int, resolution: int = 32, chosen: Mapping[str, float] | None = None) -> UnitCell:
         """Return cell `index` of `seed`, sampled `FINE_SAMPLES_PER_PIXEL` times finer than the solver's grid.
 
         Args:
             seed: at least 0.
             index: at least 0.
             resolution: points of the solver's grid along each lattice vector.
+            chosen: values of parameters that are not left to the draw, within their ranges.
 
         Returns:
             The cell, its `epsilon` with shape `(9 · resolution, 9 · resolution)`.
+
+        Raises:
+            ValueError: if a chosen parameter has no range in this family, or its value lies outside.
         """
         child = np.random.SeedSequence(seed, spawn_key=(zlib.crc32(self.name.encode()), index))
         generator = np.random.default_rng(child)
-        inside_value, outside_value = generator.uniform(*EPSILON_RANGE, size=2)
-        inside, parameters = self.shape(generator, FINE_SAMPLES_PER_PIXEL * resolution)
-        materials = {
-            "epsilon_inside": inside_value,
-            "epsilon_outside": outside_value,
-            "filling": inside.mean(),
-        }
+        drawn = dict(zip(("epsilon_inside", "epsilon_outside"), generator.uniform(*EPSILON_RANGE, size=2)))
+        drawn |= self.draw_shape(generator)
+        drawn |= self._checked(chosen or {})
+        inside, derived = self.shape(drawn, FINE_SAMPLES_PER_PIXEL * resolution)
+        parameters = drawn | derived | {"filling": inside.mean()}
         return UnitCell(
-            np.where(inside, inside_value, outside_value),
-            {name: np.asarray(value, dtype=np.float64) for name, value in {**parameters, **materials}.items()},
+            np.where(inside, drawn["epsilon_inside"], drawn["epsilon_outside"]),
+            {name: np.asarray(parameters[name], dtype=np.float64) for name in self.parameters},
         )
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """The range of each parameter that may be chosen."""
+        return {name: parameter.range for name, parameter in self.parameters.items() if parameter.range}
+
+    def _checked(self, chosen: Mapping[str, float]) -> dict[str, float]:
+        for name, value in chosen.items():
+            if name not in self.ranges:
+                raise ValueError(f"of family {self.name} one chooses {', '.join(self.ranges)}, got {name!r}")
+            low, high = self.ranges[name]
+            if not low <= value <= high:
+                raise ValueError(f"`{name}` must be from {low:g} to {high:g}, got {value}")
+        return {name: float(value) for name, value in chosen.items()}
 
 
 class Rods(UnitCellFamily):
@@ -96,11 +122,13 @@ class Rods(UnitCellFamily):
 
     name = "rods"
     plane_group = "p4mm"
-    parameters = {"radius": Parameter("radius of the rod", units="a"), **MATERIALS}
+    parameters = {"radius": Parameter("radius of the rod", units="a", range=(0.1, 0.45)), **MATERIALS}
 
-    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
-        radius = generator.uniform(0.1, 0.45)
-        return _polar_grid(samples)[0] < radius, {"radius": radius}
+    def draw_shape(self, generator: np.random.Generator) -> dict[str, np.ndarray | float]:
+        return {"radius": generator.uniform(*self.ranges["radius"])}
+
+    def shape(self, drawn: Mapping[str, np.ndarray | float], samples: int) -> tuple[np.ndarray, dict[str, float]]:
+        return _polar_grid(samples)[0] < drawn["radius"], {}
 
 
 class Blob(UnitCellFamily):
@@ -113,21 +141,22 @@ class Blob(UnitCellFamily):
     name = "blob"
     harmonics = np.arange(2, 7)
     parameters = {
-        "largest_radius": Parameter("largest radius of the outline", units="a"),
+        "largest_radius": Parameter("largest radius of the outline", units="a", range=(0.15, 0.48)),
         "outline_cosine": Parameter("outline coefficients a_m, m = 2 … 6", dimensions=("harmonic",)),
         "outline_sine": Parameter("outline coefficients b_m, m = 2 … 6", dimensions=("harmonic",)),
         **MATERIALS,
     }
 
-    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
-        largest_radius = generator.uniform(0.15, 0.48)
+    def draw_shape(self, generator: np.random.Generator) -> dict[str, np.ndarray | float]:
+        largest_radius = generator.uniform(*self.ranges["largest_radius"])
         cosine, sine = generator.normal(scale=0.35, size=(2, len(self.harmonics)))
-        weights = np.concatenate([cosine / self.harmonics, sine / self.harmonics])
+        return {"largest_radius": largest_radius, "outline_cosine": cosine, "outline_sine": sine}
+
+    def shape(self, drawn: Mapping[str, np.ndarray | float], samples: int) -> tuple[np.ndarray, dict[str, float]]:
+        weights = np.concatenate([drawn["outline_cosine"] / self.harmonics, drawn["outline_sine"] / self.harmonics])
         largest = (_harmonics(np.linspace(0, 2 * np.pi, 2048, endpoint=False), self.harmonics) @ weights).max()
         radius, angle_harmonics = _polar_grid(samples)[0], _grid_harmonics(samples, tuple(self.harmonics))
-        outline = largest_radius * np.exp(angle_harmonics @ weights - largest)
-        parameters = {"largest_radius": largest_radius, "outline_cosine": cosine, "outline_sine": sine}
-        return radius < outline, parameters
+        return radius < drawn["largest_radius"] * np.exp(angle_harmonics @ weights - largest), {}
 
 
 class LevelSet(UnitCellFamily):
@@ -148,23 +177,23 @@ class LevelSet(UnitCellFamily):
             "coefficient_imaginary": Parameter("imaginary part of the same", dimensions=("n1", "n2")),
             "level": Parameter("level of the Fourier sum at the boundary"),
             **MATERIALS,
+            "filling": replace(MATERIALS["filling"], range=(0.01, 0.99)),
         }
 
-    def shape(self, generator: np.random.Generator, samples: int) -> tuple[np.ndarray, dict[str, Value]]:
+    def draw_shape(self, generator: np.random.Generator) -> dict[str, np.ndarray | float]:
         size = 2 * self.cutoff + 1
         magnitude = generator.uniform(size=(size, size))
         coefficients = magnitude * np.exp(1j * generator.uniform(0, 2 * np.pi, size=(size, size)))
-        filling = generator.uniform(0.01, 0.99)
-        symmetric = symmetrise(coefficients, self.plane_group)
+        filling = generator.uniform(*self.ranges["filling"])
+        return {"coefficient_real": coefficients.real, "coefficient_imaginary": coefficients.imag, "filling": filling}
+
+    def shape(self, drawn: Mapping[str, np.ndarray | float], samples: int) -> tuple[np.ndarray, dict[str, float]]:
+        coefficients = drawn["coefficient_real"] + 1j * drawn["coefficient_imaginary"]
+        symmetric = symmetrise(np.asarray(coefficients), self.plane_group)
         waves = np.exp(2j * np.pi * np.outer(self.axis(samples), np.arange(-2 * self.cutoff, 2 * self.cutoff + 1)))
         height = np.round((waves @ symmetric @ waves.T).real, 12)  # symmetric points are level to the last bit
-        level = np.quantile(height, 1 - filling)
-        parameters = {
-            "coefficient_real": coefficients.real,
-            "coefficient_imaginary": coefficients.imag,
-            "level": level,
-        }
-        return height > level, parameters
+        level = np.quantile(height, 1 - drawn["filling"])
+        return height > level, {"level": level}
 
     def axis(self, samples: int) -> np.ndarray:
         """Return where the fine samples lie along a lattice vector: points that the group maps onto one another.

@@ -11,6 +11,7 @@ _HOMES = {
     "report": "reporting",
     "load_regressor": "regression",
     "import_encoder": "published",
+    "explore": "explorer.command",
     "relative_error": "metrics",
 }
 _MODULES = ("symmetry", "encoders", "objectives", "metrics", "bands", "plotting")

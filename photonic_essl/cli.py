@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "photonic_essl.regression:predict",
     "import-encoder": "photonic_essl.published:import_encoder",
     "report": "photonic_essl.reporting:report",
+    "explore": "photonic_essl.explorer.command:explore",
     "demo": "photonic_essl.demo:demo",
 }
 

@@ -137,7 +137,10 @@ def finetune(
         regressor.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     best = BestOnValidation(validated_on)
-    run.begin_sitting(data=str(data), pretrained=pretrained and str(pretrained))
+    physics = {"family": cells.attributes["family"], "polarization": cells.attributes.get("polarization")}
+    run.begin_sitting(
+        data=str(data), pretrained=pretrained and str(pretrained), **physics, lattice=cells.lattice.tolist()
+    )
     fit(module, run, callbacks=[best], device=device, precision=precision, progress=progress)
     regressor.load_state_dict(best.weights)
     regressor.cpu().eval().save_pretrained(out)

@@ -36,7 +36,7 @@ def test_environment_yml_and_pyproject_list_the_same_packages():
 def test_no_room_imports_what_it_must_not():
     for room, allowed in (
         ("data_gen", set()),
-        ("photonic_essl", {"data_gen.dataset", "data_gen.command_line", "data_gen"}),
+        ("photonic_essl", {"data_gen.dataset", "data_gen.command_line", "data_gen.messages", "data_gen"}),
     ):
         for path in (ROOT / room).rglob("*.py"):
             for line in path.read_text().splitlines():

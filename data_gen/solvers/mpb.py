@@ -11,14 +11,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import torch
 
 from data_gen.lattices import basis_vectors
+from data_gen.messages import Peer, read_message
 from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, checked_cells
-from data_gen.solvers.mpb_worker import read_message, write_message
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
@@ -42,22 +41,16 @@ class MPBError(SolverError):
     """MPB failed on a cell: it stopped with an error, crashed, or gave numbers that are not finite."""
 
 
-class Worker:
+class Worker(Peer):
     """One process that runs MPB, started on construction, stopped by `close`."""
 
     def __init__(self, interpreter: str):
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         if "MEEP_PYTHON" not in os.environ:
             environment.pop("PYTHONPATH", None)  # this interpreter's packages are not that one's
-        self.process = subprocess.Popen(
-            [interpreter, "-W", "ignore", str(Path(__file__).with_name("mpb_worker.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-        )
-        self._requests, self._answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
-        hello = read_message(self._answers)
+        command = [interpreter, "-W", "ignore", str(Path(__file__).with_name("mpb_worker.py"))]
+        super().__init__(command, stderr=subprocess.DEVNULL, env=environment)
+        hello = read_message(self.answers)
         if hello is None or "error" in hello:
             self.close()
             raise MPBUnavailableError(MISSING)
@@ -65,21 +58,12 @@ class Worker:
 
     def ask(self, **request: np.ndarray) -> dict[str, np.ndarray]:
         """Return the answer to one request; raises `MPBError` if MPB says no or dies."""
-        try:
-            write_message(self._requests, **request)
-            answer = read_message(self._answers)
-        except BrokenPipeError:
-            answer = None
+        answer = super().ask(**request)
         if answer is None:
             raise MPBError(f"MPB's process died (exit status {self.process.wait()})")
         if "error" in answer:
             raise MPBError(f"MPB failed: {str(answer['error']).strip().splitlines()[-1]}")
         return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.communicate()
 
 
 @functools.cache

@@ -1,26 +1,27 @@
 """Runs MPB, as a program of its own: `python mpb_worker.py`, requests on standard input, answers on standard output.
 
 It is run by the interpreter that has Meep, which need not be the one that runs the package, so it imports nothing but
-numpy and meep. Every message is a little-endian 64-bit length and a numpy `.npz` archive of that many bytes (nothing is
-pickled). The first message says which Meep this is; then each request is answered by one message, which holds either
-the bands or a text under `error`.
+numpy, meep and `data_gen/messages.py`. The first message says which Meep this is; then each request is answered by one
+message, which holds either the bands or a text under `error`.
 
 A request holds `inverse_epsilon` (x, y, 2, 2) for TE or `epsilon` (x, y) for TM, `wavevectors` (k, 2) in units of the
 reciprocal vectors, `basis` (2, 2) one vector a row, `bands` and `tolerance`.
 """
 
-import io
 import os
-import struct
 import sys
 import traceback
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
-# The folder of this file has modules named like those that Meep imports.
-sys.path = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+# The folder of this file has modules named like those that Meep imports; the one above it is needed for one module.
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path = [os.path.dirname(FOLDER), *(entry for entry in sys.path if entry != FOLDER)]
 
 import numpy as np  # noqa: E402
+from messages import read_message, write_message  # type: ignore[import-not-found]  # noqa: E402
+
+del sys.path[0]
 
 Arrays = dict[str, np.ndarray]
 # Eigenvalues closer than this are one degenerate level: MPB's own tolerance leaves about 1e-6 between equal ones.
@@ -32,25 +33,6 @@ GENERIC_DIRECTION = (1.0, 0.6180339887498949)
 # their span and miss levels that have moved in from outside, without a sign of it; this much noise lets it find them,
 # for a fifth more time.
 NOISE = 0.1
-
-
-def read_message(stream: IO[bytes]) -> Arrays | None:
-    """Return the arrays of the next message, or None at the end of the stream."""
-    head = stream.read(8)
-    if len(head) < 8:
-        return None
-    (length,) = struct.unpack("<Q", head)
-    with np.load(io.BytesIO(stream.read(length)), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def write_message(stream: IO[bytes], **arrays: np.ndarray) -> None:
-    """Write one message and flush."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    stream.write(struct.pack("<Q", buffer.getbuffer().nbytes))
-    stream.write(buffer.getbuffer())
-    stream.flush()
 
 
 def material(medium: Any, request: Arrays) -> Callable[[Any], Any]:

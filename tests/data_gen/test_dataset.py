@@ -1,10 +1,12 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import h5py
 import numpy as np
 import pytest
 import xarray as xr
 
 import data_gen
-from data_gen.dataset import VARIABLES, write_dataset
+from data_gen.dataset import VARIABLES, append_to_dataset, write_dataset
 
 ATTRIBUTES = {
     "schema_version": 1,
@@ -29,15 +31,16 @@ def arrays(samples, seed=0):
     }
 
 
+def kind(**attributes):
+    return {
+        "variables": {name: VARIABLES[name] for name in NAMES},
+        "fixed": {"frequency": np.linspace(0, 1.2, 500)},
+        "attributes": {**ATTRIBUTES, **attributes},
+    }
+
+
 def write(path, blocks, samples, **attributes):
-    write_dataset(
-        path,
-        blocks,
-        samples=samples,
-        variables={name: VARIABLES[name] for name in NAMES},
-        fixed={"frequency": np.linspace(0, 1.2, 500)},
-        attributes={**ATTRIBUTES, **attributes},
-    )
+    write_dataset(path, blocks, samples=samples, **kind(**attributes))
 
 
 def test_reads_back_with_xarray_and_h5py_and_says_what_everything_is(tmp_path):
@@ -112,3 +115,65 @@ def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     write(path, [arrays(3)], 3, schema_version=99)
     with pytest.raises(ValueError, match="schema_version 1, got 99"):
         data_gen.open_dataset(path)
+
+
+def test_appending_one_by_one_gives_the_file_of_them_all(tmp_path):
+    block = arrays(5)
+    for index in range(5):
+        held = append_to_dataset(tmp_path / "a.h5", {n: v[index : index + 1] for n, v in block.items()}, **kind())
+        assert held == index + 1
+    with data_gen.open_dataset(tmp_path / "a.h5") as dataset:
+        assert dataset.sizes["sample"] == 5
+        for name in ("epsilon", "dos", "epsilon_mean"):
+            np.testing.assert_array_equal(dataset[name], block[name].astype(dataset[name].dtype))
+        assert dataset["error_message"].values.tolist() == [b""] * 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"attributes": {**ATTRIBUTES, "lattice": [1.0, 0.0, 0.0, 2.0]}},
+            r"holds cells with lattice \[1.0, .* this one",
+        ),
+        (
+            {"attributes": {**ATTRIBUTES, "polarization": "te"}},
+            "holds cells with polarization None, and .* has 'te'",
+        ),
+        ({"fixed": {"frequency": np.linspace(0, 1.3, 500)}}, "holds cells with another `frequency`"),
+        (
+            {"variables": {name: VARIABLES[name] for name in NAMES[:-1]}},
+            "of another kind: it differs in having dos_error",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_not_appended_and_the_file_stays(change, message, tmp_path):
+    path = tmp_path / "a.h5"
+    append_to_dataset(path, arrays(1), **kind())
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        append_to_dataset(path, arrays(1), **{**kind(), **change})
+    assert path.read_bytes() == before
+
+
+def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    append_to_dataset(path, arrays(1), **kind())
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("data_gen.dataset.os.fsync", full)
+    with pytest.raises(OSError, match="no space left"):
+        append_to_dataset(path, arrays(1), **kind())
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_several_that_append_at_once_lose_nothing(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda seed: append_to_dataset(tmp_path / "a.h5", arrays(1, seed), **kind()), range(8)))
+    with data_gen.open_dataset(tmp_path / "a.h5") as dataset:
+        stored = {float(row[0, 0]) for row in dataset["epsilon"].values}
+    assert stored == {float(np.float32(arrays(1, seed)["epsilon"][0, 0, 0])) for seed in range(8)}

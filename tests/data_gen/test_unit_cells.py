@@ -66,6 +66,19 @@ def test_rod_radius_is_the_recorded_one():
         assert area == pytest.approx(np.pi * cell.parameters["radius"] ** 2, rel=1e-2)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_choosing_what_was_drawn_changes_nothing_and_another_value_is_taken(name):
+    family = unit_cell_family(name)
+    drawn = family.draw(0, 1, 16)
+    chosen = {each: float(drawn.parameters[each]) for each in family.ranges}
+    np.testing.assert_array_equal(family.draw(0, 1, 16, chosen).epsilon, drawn.epsilon)
+    for each, (low, high) in family.ranges.items():
+        changed = family.draw(0, 1, 16, {each: (low + 2 * high) / 3}).parameters
+        assert changed[each] == pytest.approx((low + 2 * high) / 3, abs=1e-3)
+        others = set(chosen) - {each}
+        assert all(changed[other] == pytest.approx(chosen[other], abs=1e-3) for other in others)
+
+
 def test_unknown_family_is_refused():
     with pytest.raises(ValueError, match="unknown family 'blobb'; the families are blob"):
         unit_cell_family("blobb")

@@ -1,0 +1,190 @@
+"""What the explorer's page asks for: cells with their predictions, solutions, and a file to keep them in."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_gen.dataset import VARIABLES, Variable, append_to_dataset
+from photonic_essl.bands import band_gaps
+from photonic_essl.explorer.solver_process import SolverProcess
+from photonic_essl.metrics import relative_error
+from photonic_essl.regression import Regressor, load_regressor
+from photonic_essl.symmetry import TransformGroup, group
+
+COPIES = 8  # of a cell, from which the range of its predictions is taken
+SAVED = {
+    name: VARIABLES[name]
+    for name in (
+        "epsilon", "epsilon_mean", "status", "error_message", "dos", "dos_error", "covered_frequency", "band_frequency",
+    )
+} | {
+    "drawn_from": Variable(("sample",), "S", "1", "family that the cell was drawn from"),
+    "drawn_seed": Variable(("sample",), "i8", "1", "seed that it was drawn with"),
+    "drawn_index": Variable(("sample",), "i8", "1", "index that it was drawn with"),
+    "changed": Variable(("sample",), "i1", "1", "0: as it was drawn, 1: parameters chosen or pixels painted by hand"),
+}  # fmt: skip
+FIXED = ("frequency", "wavevector")
+
+
+class Predictor:
+    """A regressor with what its run says of the cells that it was trained on.
+
+    Attributes:
+        polarization: of the labels.
+        lattice: of the cells, shape `(2, 2)`.
+        family: of the cells, None if unknown.
+        invariance: group that leaves the density of states as it is, under which the regressor was trained; None if
+            unknown.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.regressor: Regressor = load_regressor(folder)
+        record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+        facts = (record.get("sittings") or [{}])[-1]
+        # Regressors that do not say so are of the published kind: TM, square lattice.
+        self.polarization = facts.get("polarization") or "tm"
+        self.lattice = np.array(facts.get("lattice") or np.eye(2))
+        self.family = facts.get("family")
+        named = record.get("settings", {}).get("invariance")
+        self.invariance: TransformGroup | None = group(named) if named else None
+
+    def predict(self, epsilon: np.ndarray, lattice: np.ndarray, polarization: str) -> dict[str, Any]:
+        """Return the prediction for a cell `(x, y)`, and the range of predictions for its copies under the invariance.
+
+        The copies all have the same density of states, so that some of these predictions are off by half of the range
+        or more.
+
+        Returns:
+            `predicted (400,)`, `lowest` and `highest` of the same shape where the invariance is known; or a `note` that
+            says why there is none.
+        """
+        if polarization != self.polarization or not np.allclose(lattice, self.lattice, atol=1e-6):
+            return {"note": "No prediction: the model was trained on another lattice or polarization."}
+        cells = epsilon[None]
+        if self.invariance:
+            copies = symmetric_copies(self.invariance, torch.from_numpy(epsilon)[None, None], COPIES)
+            cells = np.concatenate([cells, copies[:, 0].numpy()])
+        dos = self.regressor.predict(cells).values
+        answer = {"predicted": _listed(dos[0])}
+        if self.invariance:
+            answer |= {"lowest": _listed(dos.min(0)), "highest": _listed(dos.max(0))}
+        return answer
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page says of the model."""
+        named = self.invariance and self.invariance.name
+        return {"folder": str(self.folder), "family": self.family, "polarization": self.polarization, "band": named}
+
+
+def symmetric_copies(transformations: TransformGroup, cell: torch.Tensor, count: int) -> torch.Tensor:
+    """Return copies of one cell `(1, channel, x, y)`: all there are if these are at most `count`, else a fixed draw."""
+    grid = tuple(cell.shape[2:])
+    if transformations.permittivity_range is None and transformations.order(grid) <= count:
+        return transformations.orbit(cell)[0]
+    return transformations.sample(cell.expand(count, -1, -1, -1), torch.Generator().manual_seed(0))
+
+
+class Session:
+    """What the page asks for. Every request is the JSON text of a cell, as `data_gen.explorer_worker` describes it.
+
+    Args:
+        model: folder of a regressor, None for none.
+        out: dataset file to save to.
+    """
+
+    def __init__(self, model: Path | None, out: Path):
+        self.out = out
+        self.predictor = Predictor(Path(model)) if model else None
+        self.drawing, self.solving, self.comparing = SolverProcess(), SolverProcess(), None
+        self.solved: tuple[str, dict[str, np.ndarray]] = ("", {})
+        self.choices = json.loads(str(self.drawing.ask("catalogue")["catalogue"])) | {
+            "resolution": self.predictor.regressor.encoder.grid[0] if self.predictor else 32,
+            "model": self.predictor and self.predictor.describe(),
+            "out": str(out),
+        }
+        self.tasks: dict[str, Callable[[str], dict]] = {
+            "/draw": self.draw, "/solve": self.solve, "/compare": self.compare, "/save": self.save,
+        }  # fmt: skip
+        self._warm_up()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in filter(None, (self.drawing, self.solving, self.comparing)):
+            process.close()
+
+    def draw(self, cell: str) -> dict[str, Any]:
+        """Return the cell on the grid, and the prediction for it."""
+        drawn = self.drawing.ask("draw", cell)
+        return {
+            "epsilon": np.round(drawn["epsilon"].astype(float), 3).tolist(),
+            "mean": float(drawn["epsilon_mean"]),
+            "lattice": drawn["lattice"].tolist(),
+            "parameters": json.loads(str(drawn["parameters"])),
+            **self._predict(drawn),
+        }
+
+    def solve(self, cell: str) -> dict[str, Any]:
+        """Return the fast solver's label and band diagram, the gaps, and the error of the prediction."""
+        solved = self.solving.ask("solve", cell)
+        self.solved = (cell, solved)
+        predicted = self._predict(solved).get("predicted")
+        gaps = band_gaps(solved["zone_frequency"])
+        return {
+            **_plotted(solved),
+            "n": float(np.sqrt(solved["epsilon_mean"])),
+            "error": float(solved["dos_error"]),
+            "position": _listed(solved["position"]),
+            "corners": json.loads(str(solved["corners"])),
+            "gaps": [{"lower": gap.lower, "upper": gap.upper, "ratio": gap.ratio} for gap in gaps],
+            "off": None if predicted is None else relative_error(predicted, solved["dos"][: len(predicted)]),
+        }
+
+    def compare(self, cell: str) -> dict[str, Any]:
+        """Return MPB's label and band diagram."""
+        self.comparing = self.comparing or SolverProcess()  # few press the button; the process costs memory
+        return _plotted(self.comparing.ask("compare", cell))
+
+    def save(self, cell: str) -> dict[str, Any]:
+        """Append the cell with its label and bands to the dataset file."""
+        asked, solved = self.solved
+        if asked != cell:
+            solved = self.solving.ask("solve", cell)
+        samples = append_to_dataset(
+            self.out,
+            {name: np.asarray(solved[name])[None] for name in SAVED},
+            variables=SAVED,
+            fixed={name: solved[name] for name in FIXED},
+            attributes=json.loads(str(solved["attributes"])),
+        )
+        return {"out": str(self.out), "samples": samples}
+
+    def _predict(self, drawn: dict[str, np.ndarray]) -> dict[str, Any]:
+        if self.predictor is None:
+            return {}
+        return self.predictor.predict(drawn["epsilon"], drawn["lattice"], str(drawn["polarization"]))
+
+    def _warm_up(self) -> None:
+        """Make the first cell of the page as quick as the next: libraries load, plans of transforms are made."""
+        cell = json.dumps({"family": "blob", "resolution": self.choices["resolution"], "polarization": "tm"})
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda task: task(cell), (self.draw, self.solve)))
+
+
+def _plotted(solved: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Return label and bands as the page plots them; the label as far as the computed bands cover it, if known."""
+    dos = solved["dos"]
+    if "covered_frequency" in solved:
+        dos = dos[: int((solved["frequency"] <= solved["covered_frequency"]).sum())]
+    return {"dos": _listed(dos), "bands": [_listed(band) for band in solved["band_frequency"].T]}
+
+
+def _listed(values: np.ndarray) -> list[float]:
+    return np.round(values.astype(float), 6).tolist()
