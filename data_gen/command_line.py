@@ -17,7 +17,10 @@ import jsonargparse
 _BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
-def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str] | None = None) -> int:
+Commands = Mapping[str, "Callable | str | Commands"]
+
+
+def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and turn what goes wrong into one line on stderr.
 
     Positional-only parameters of a command's function become positionals, all others `--dashed-options`; a
@@ -25,7 +28,8 @@ def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str
 
     Args:
         program: name of the program, as the user typed it.
-        commands: function of each command, or `"module:function"`, imported only when it is needed.
+        commands: function of each command, or `"module:function"`, imported only when it is needed, or the commands of
+            a group.
         argv: arguments after the program's name; those of this process where not given.
 
     Returns:
@@ -35,6 +39,8 @@ def run(program: str, commands: Mapping[str, Callable | str], argv: Sequence[str
         SystemExit: after `--help` and `--version` (status 0), and on arguments that do not parse (status 2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and isinstance(commands.get(arguments[0]), Mapping):
+        return run(f"{program} {arguments[0]}", commands[arguments[0]], arguments[1:])
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -78,7 +84,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return name if name in self.positional_names else "--" + name.replace("_", "-")
 
 
-def _command_name(program: str, commands: Mapping[str, Callable | str], arguments: Sequence[str]) -> str:
+def _command_name(program: str, commands: Commands, arguments: Sequence[str]) -> str:
     if arguments and arguments[0] in commands:
         return arguments[0]
     parser = _Parser(
@@ -113,7 +119,9 @@ def _resolve(command: Callable | str) -> Callable:
     return getattr(importlib.import_module(module), name)
 
 
-def _summary(command: Callable | str) -> str:
+def _summary(command: Callable | str | Commands) -> str:
+    if isinstance(command, Mapping):
+        return f"A group of commands: {', '.join(command)}."
     if callable(command):
         return _first_paragraph(inspect.getdoc(command))
     # Read from the source, as importing all commands to say what there is takes many seconds.
