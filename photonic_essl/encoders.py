@@ -16,6 +16,7 @@ import importlib
 import inspect
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -262,7 +263,7 @@ def load_folder(kind: type[nn.Module], path: str | Path, network: nn.Module | No
         FileNotFoundError: if there is no such folder, or no model in it.
         ValueError: if the model there is of another kind or architecture.
     """
-    folder, noun = Path(path), kind.__name__.lower()
+    folder, noun = Path(path), re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}.")

@@ -1,7 +1,7 @@
 """Self-supervised pre-training of an encoder on unlabelled cells: E-SSL and what it is compared with."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ class SelfSupervised(SeededModule):
         """Return the loss of the batch, and its parts."""
         part = own_part(len(rows))
         first, second, copied = self.seen(rows, part, generator)
-        invariance = self._invariance_loss(torch.cat((first, second)))
+        invariance = self._invariance_loss(first, second)
         if not self.objective.prediction:
             return {"loss": self.objective(invariance, None)}
         answer = self._prediction(copied, generator, part, len(rows))
@@ -267,15 +267,16 @@ class SelfSupervised(SeededModule):
             "prediction_accuracy": answer.accuracy,
         }
 
-    def _invariance_loss(self, views: Tensor) -> Tensor:
-        projections = self.projector(self.encoder(views))
-        seen = [projections]
+    def through(self, network: nn.Module, first: Tensor, second: Tensor) -> Sequence[Tensor]:
+        """Return what a network makes of both views, which batch normalisation sees together."""
+        return network(torch.cat((first, second))).chunk(2)
+
+    def _invariance_loss(self, first: Tensor, second: Tensor) -> Tensor:
+        seen = [self.through(self.projector, *self.through(self.encoder, first, second))]
         if self.predictor:
-            seen.append(self.predictor(projections))
-        with torch.autocast(views.device.type, enabled=False):
-            return self.objective.invariance(
-                *([gathered(view) for view in both.to(self.dtype).chunk(2)] for both in seen)
-            )
+            seen.append(self.through(self.predictor, *seen[0]))
+        with torch.autocast(first.device.type, enabled=False):
+            return self.objective.invariance(*([gathered(view.to(self.dtype)) for view in both] for both in seen))
 
     def _prediction(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Prediction:
         question = self.objective.prediction.ask(cells, generator, part.start, total)

@@ -88,8 +88,11 @@ def pretrain(
         DivergenceError: if the loss stops being finite.
     """
     images = load_images(data, download)
+    published = load_recipe(recipe, images.preset)
+    if "transformation" not in published:
+        raise ValueError(f"the recipe {recipe!r} has no pre-training; it is for probe or finetune.")
     settings = overridden(
-        load_recipe(recipe, images.preset),
+        published,
         encoder=encoder,
         prediction=prediction,
         weight=weight,
@@ -99,8 +102,6 @@ def pretrain(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
     )
-    if "transformation" not in settings:
-        raise ValueError(f"the recipe {recipe!r} has no pre-training; it is for probe or finetune.")
     settings["warmup_epochs"] = min(settings["warmup_epochs"], settings["epochs"] // 10)
     predicted = quarter_turns() if settings["transformation"] == "predicted" else identity()
     augmentations = PUBLISHED_AUGMENTATIONS[images.preset]
@@ -215,6 +216,10 @@ class ImagePretraining(SelfSupervised):
         """Return two views of each image of this process, and a smaller one where its turn is to be predicted."""
         first, second, *smaller = (view.to(self.dtype) for view in next(self.views))
         return first, second, smaller[0] if smaller else None
+
+    def through(self, network: nn.Module, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what a network makes of both views, which batch normalisation sees one by one, as published."""
+        return network(first), network(second)
 
 
 def projection_head(widths: Sequence[int], output: str) -> ProjectionHead:
