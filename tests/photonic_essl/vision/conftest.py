@@ -6,13 +6,14 @@ TINY = "tests.photonic_essl.vision.tiny:network"
 
 
 def write_cifar10(folder, images_per_file=20, seed=0):
-    """Write a folder in the official binary layout, of images whose classes are easy to tell apart."""
+    """Write a folder in the official binary layout, each class a coarse pattern of its own with noise."""
     home = folder / "cifar-10-batches-bin"
     home.mkdir(parents=True)
     random = np.random.default_rng(seed)
+    patterns = random.integers(0, 190, (10, 3, 4, 4)).repeat(8, 2).repeat(8, 3).reshape(10, 3072)
     for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
         labels = np.arange(images_per_file) % 10
-        pixels = random.integers(0, 64, (images_per_file, 3072)) + 19 * labels[:, None]
+        pixels = random.integers(0, 64, (images_per_file, 3072)) + patterns[labels]
         np.hstack([labels[:, None], pixels]).astype(np.uint8).tofile(home / name)
     return folder
 

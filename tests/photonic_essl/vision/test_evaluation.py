@@ -48,7 +48,7 @@ def learnt(call, data, out, epochs, *options):
 def test_cifar10_from_folder_to_accuracy(call, cifar10, tmp_path):
     out, data = tmp_path / "run", f"cifar10:{cifar10}"
     neighbours, linear = learnt(call, data, out, 20, "--encoder", TINY, "--recipe", "e-simclr")
-    assert neighbours > 0.2  # brightness tells the made-up classes apart; guessing gives 0.1
+    assert neighbours > 0.5  # of ten classes
     assert linear > 0.2
     runs = [json.loads((out / "probe" / f"seed-{seed}" / "run.json").read_text()) for seed in (0, 1)]
     assert all(len(run["sittings"]) == 1 and run["settings"]["seed"] == seed for seed, run in enumerate(runs))

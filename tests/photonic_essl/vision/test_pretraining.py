@@ -199,6 +199,11 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(few_digits, tmp
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
 
 
+def test_the_turn_between_two_copies_can_be_predicted_as_well(few_digits, tmp_path):
+    pretrain("digits", out=tmp_path / "run", prediction="relative", **SMALL | {"epochs": 1})
+    assert 0 <= read_log(tmp_path / "run", "prediction_accuracy")[1][0] <= 1
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(tmp_path):
     command = [str(Path(sys.executable).with_name("photonic-essl")), "vision", "pretrain", "--data", "digits"]
