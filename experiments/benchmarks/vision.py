@@ -30,7 +30,7 @@ from photonic_essl.vision.recipes import load_recipe
 RESULT = Path("experiments/results/vision.json")
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 IMAGES = {"cifar10": 50_000, "imagenet": 1_281_167}
-SMALL_BATCHES = {"digits": 256, "cifar10": 16}
+SMALL_BATCHES = {"digits": 256, "cifar10": 8}
 RECIPES = {
     "digits": ("simclr", "e-simclr", "simsiam", "e-simsiam", "barlow", "e-barlow"),
     "cifar10": ("simclr", "e-simclr", "simsiam", "e-simsiam"),
@@ -60,7 +60,7 @@ def module(recipe: str, preset: str, batch_size: int, steps: int) -> ImagePretra
     )
 
 
-def small_steps(steps: int = 4) -> dict[str, dict[str, float]]:
+def small_steps(steps: int = 3) -> dict[str, dict[str, float]]:
     """Return the seconds of steps on the CPU, by dataset and recipe."""
     return {
         f"{preset}, batch {batch}": {
