@@ -55,7 +55,7 @@ class Augmentation:
             generator: source of random numbers, on `device`.
             device: where they are wanted.
         """
-        return torch.rand(count, 4 * _CANDIDATES + 10, generator=generator, device=device)
+        return torch.rand(count, 4 * _CANDIDATES + 10, generator=generator, device=device, dtype=torch.float32)
 
     def apply(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return the views of a batch of images that are all of one size.
@@ -174,8 +174,8 @@ def _interpolation(start: Tensor, length: Tensor, points: int, size: int) -> Ten
     Linear interpolation; where the view is coarser than the image, its triangle is as wide as to cover all points.
     """
     start, length = start[:, None, None], length[:, None, None]
-    centre = torch.arange(points, device=start.device) + 0.5
-    wanted = start + length * (torch.arange(size, device=start.device)[:, None] + 0.5) / size
+    centre, place = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5 for count in (points, size))
+    wanted = start + length * place[:, None] / size
     weights = (1 - (centre - wanted).abs() / (length / size).clamp(min=1)).clamp(min=0)
     weights = weights * ((centre >= start) & (centre <= start + length))
     return weights / weights.sum(2, keepdim=True)
