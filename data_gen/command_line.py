@@ -10,15 +10,16 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import jsonargparse
 
 Command = Callable[..., Any] | str
+Commands = Mapping[str, "Command | Commands"]
 _BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 
 
-def run(program: str, commands: Mapping[str, Command], argv: Sequence[str] | None = None) -> int:
+def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name, and turn what goes wrong into one line on stderr.
 
     Positional-only parameters of a command's function become positionals, all others `--dashed-options`; a
@@ -26,7 +27,8 @@ def run(program: str, commands: Mapping[str, Command], argv: Sequence[str] | Non
 
     Args:
         program: name of the program, as the user typed it.
-        commands: function of each command, or `"module:function"`, imported only when it is needed.
+        commands: function of each command, or `"module:function"`, imported only when it is needed, or the commands of
+            a group.
         argv: arguments after the program's name; those of this process where not given.
 
     Returns:
@@ -36,11 +38,14 @@ def run(program: str, commands: Mapping[str, Command], argv: Sequence[str] | Non
         SystemExit: after `--help` and `--version` (status 0), and on arguments that do not parse (status 2).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    group = commands.get(arguments[0]) if arguments else None
+    if isinstance(group, Mapping):
+        return run(f"{program} {arguments[0]}", group, arguments[1:])
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         name = _command_name(program, commands, arguments[:1])
-        _call(f"{program} {name}", program, _resolve(commands[name]), arguments[1:])
+        _call(f"{program} {name}", program, _resolve(cast(Command, commands[name])), arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
@@ -79,7 +84,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return name if name in self.positional_names else "--" + name.replace("_", "-")
 
 
-def _command_name(program: str, commands: Mapping[str, Command], arguments: Sequence[str]) -> str:
+def _command_name(program: str, commands: Commands, arguments: Sequence[str]) -> str:
     if arguments and arguments[0] in commands:
         return arguments[0]
     parser = _Parser(
@@ -114,7 +119,9 @@ def _resolve(command: Command) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _summary(command: Command) -> str:
+def _summary(command: Command | Commands) -> str:
+    if isinstance(command, Mapping):
+        return f"A group of commands: {', '.join(command)}."
     if callable(command):
         return _first_paragraph(inspect.getdoc(command))
     # Read from the source, as importing all commands to say what there is takes many seconds.

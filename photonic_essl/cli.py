@@ -13,6 +13,14 @@ COMMANDS = {
     "report": "photonic_essl.reporting:report",
     "explore": "photonic_essl.explorer.command:explore",
     "demo": "photonic_essl.demo:demo",
+    "vision": {
+        "pretrain": "photonic_essl.vision.pretraining:pretrain",
+        "probe": "photonic_essl.vision.classification:probe",
+        "knn": "photonic_essl.vision.neighbours:knn",
+        "finetune": "photonic_essl.vision.classification:finetune",
+        "import-encoder": "photonic_essl.vision.interchange:import_encoder",
+        "export-encoder": "photonic_essl.vision.interchange:export_encoder",
+    },
 }
 
 

@@ -76,16 +76,16 @@ class GlobalBatchNorm(_BatchNorm):
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(shape) + self.bias.view(shape)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
 
 
 def with_global_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch normalisation in a module by one over all processes, in place; keys and values stay."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
-            replacement = GlobalBatchNorm(child.num_features, child.eps, child.momentum)
-            replacement.to(child.weight).load_state_dict(child.state_dict())
+            replacement = GlobalBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
+            replacement.to(child.running_mean).load_state_dict(child.state_dict())
             setattr(module, name, replacement)
         else:
             with_global_batch_norm(child)

@@ -16,9 +16,11 @@ import importlib
 import inspect
 import itertools
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
@@ -35,7 +37,7 @@ MODEL_CARD = """---
 {{ card_data }}
 ---
 
-%s of photonic crystal cells, made by photonic_essl after [E-SSL](https://arxiv.org/abs/2111.00899).
+%s, made by photonic_essl after [E-SSL](https://arxiv.org/abs/2111.00899).
 `run.json`, where it is beside this file, says from what data and with what settings.
 """
 
@@ -151,13 +153,19 @@ NETWORKS = {
 }
 
 
-def make_network(name: str, channels: int = 1, grid: Sequence[int] = (32, 32)) -> nn.Module:
+def make_network(
+    name: str,
+    channels: int = 1,
+    grid: Sequence[int] = (32, 32),
+    presets: Mapping[str, Callable[..., nn.Module]] = NETWORKS,
+) -> nn.Module:
     """Build a preset, or the network of a user's own factory.
 
     Args:
-        name: a name of `NETWORKS`, or `"module:factory"`; modules are looked up in the working directory too.
+        name: a name of `presets`, or `"module:factory"`; modules are looked up in the working directory too.
         channels: of a cell.
         grid: number of points along the two lattice vectors.
+        presets: factories by name.
 
     Returns:
         A module from `(batch, channel, x, y)` to `(batch, features)`.
@@ -165,11 +173,11 @@ def make_network(name: str, channels: int = 1, grid: Sequence[int] = (32, 32)) -
     Raises:
         ValueError: if there is no such preset or factory, or the grid does not suit it.
     """
-    if name in NETWORKS:
-        return NETWORKS[name](channels, tuple(grid))
+    if name in presets:
+        return presets[name](channels, tuple(grid))
     module, _, factory = name.partition(":")
     if not factory:
-        raise ValueError(f"unknown encoder {name!r}; there are {', '.join(NETWORKS)}, or your own as `module:factory`.")
+        raise ValueError(f"unknown encoder {name!r}; there are {', '.join(presets)}, or your own as `module:factory`.")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
@@ -193,6 +201,8 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tag
         features: number of features in the representation.
     """
 
+    presets: Mapping[str, Callable[..., nn.Module]] = NETWORKS
+
     def __init__(
         self,
         name: str = "light",
@@ -204,15 +214,16 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tag
         super().__init__()
         self.name, self.channels, self.grid = name, channels, tuple(grid)
         self.lowest, self.highest = permittivity_range
-        if network is None and name not in NETWORKS:
+        if network is None and name not in self.presets:
             raise ValueError(f"the network of the encoder {name!r} is not a preset, and has to be given.")
-        self.network = NETWORKS[name](channels, self.grid) if network is None else network
+        self.network = self.presets[name](channels, self.grid) if network is None else network
         self.features = self._features()
 
     @classmethod
-    def of(cls, name: str, channels: int = 1, grid: Sequence[int] = (32, 32)) -> "Encoder":
-        """Build an encoder with new weights; `name` is as for `make_network`."""
-        return cls(name, channels, grid, network=None if name in NETWORKS else make_network(name, channels, grid))
+    def of(cls, name: str, channels: int = 1, grid: Sequence[int] = (32, 32), **standardisation: Any) -> "Encoder":
+        """Build an encoder with new weights; `name` is as for `make_network`, the rest as for the class."""
+        network = None if name in cls.presets else make_network(name, channels, grid, cls.presets)
+        return cls(name, channels, grid, **standardisation, network=network)
 
     def forward(self, epsilon: Tensor) -> Tensor:
         """Return the representation of each cell.
@@ -252,7 +263,7 @@ def load_folder(kind: type[nn.Module], path: str | Path, network: nn.Module | No
         FileNotFoundError: if there is no such folder, or no model in it.
         ValueError: if the model there is of another kind or architecture.
     """
-    folder, noun = Path(path), kind.__name__.lower()
+    folder, noun = Path(path), re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
     for file in ("config.json", "model.safetensors"):
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}.")

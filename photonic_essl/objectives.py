@@ -43,6 +43,31 @@ class SimCLR(nn.Module):
         return self.loss(first, second)
 
 
+class InfoNCE(nn.Module):
+    """Each view told apart from the other views of others alone, as the code of arXiv 2111.00899 has SimCLR on images.
+
+    Mean over both views of the cross-entropy of cosine similarities, divided by the temperature.
+
+    Args:
+        temperature: positive.
+    """
+
+    needs_predictor = False
+
+    def __init__(self, temperature: float = 0.5):
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"`temperature` must be positive, got {temperature}.")
+        self.temperature = temperature
+
+    def forward(self, projections: Sequence[Tensor]) -> Tensor:
+        """Return the loss of two projections, each `(batch, width)`."""
+        first, second = (functional.normalize(view, dim=1) for view in projections)
+        similarity = first @ second.T / self.temperature
+        same = torch.arange(len(first), device=first.device)
+        return (functional.cross_entropy(similarity, same) + functional.cross_entropy(similarity.T, same)) / 2
+
+
 class SimSiam(nn.Module):
     """Negative cosine similarity of a prediction to the other view, held constant (arXiv 2011.10566, equation 2)."""
 
@@ -84,7 +109,7 @@ class BarlowTwins(nn.Module):
         return self.loss(*projections)
 
 
-INVARIANCE_OBJECTIVES = {"simclr": SimCLR, "simsiam": SimSiam, "barlow": BarlowTwins}
+INVARIANCE_OBJECTIVES = {"simclr": SimCLR, "infonce": InfoNCE, "simsiam": SimSiam, "barlow": BarlowTwins}
 
 
 class Question(NamedTuple):

@@ -1,6 +1,7 @@
 """Self-supervised pre-training of an encoder on unlabelled cells: E-SSL and what it is compared with."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,14 +180,18 @@ def named_groups(
     return views, asked if transformation == "predicted" else identity()
 
 
-class Pretraining(SeededModule):
-    """One step of E-SSL: two views of each cell, transformed copies of it, and the losses of both.
+class SelfSupervised(SeededModule):
+    """One step of E-SSL: two views of each sample, transformed copies of it, and the losses of both.
+
+    Subclasses give `seen(rows, part, generator)`.
 
     Args:
-        cells: the unlabelled cells.
-        encoder: name of the encoder, as for `pretrain`.
+        samples: number of samples to learn from.
+        few: some of them, shape `(batch, channel, x, y)`, to see whether the encoder can do what it is asked to.
+        new_encoder: builds the encoder, with weights that follow from torch's own generator.
         settings: a recipe's.
-        groups: what makes the views, and what is predicted (the identity: nothing is).
+        predicted: group whose elements are predicted (the identity: nothing is).
+        grid: number of points of what is transformed by it.
         seed: of everything that is random.
 
     Raises:
@@ -195,15 +200,18 @@ class Pretraining(SeededModule):
 
     def __init__(
         self,
-        cells: Cells,
-        encoder: str,
+        samples: int,
+        few: Tensor,
+        new_encoder: Callable[[], Encoder],
         settings: Mapping[str, Any],
-        groups: tuple[TransformGroup, TransformGroup],
+        predicted: TransformGroup,
+        grid: tuple[int, int],
         seed: int = 0,
     ):
         super().__init__(
-            samples=len(cells),
+            samples=samples,
             seed=seed,
+            warmup_epochs=settings.get("warmup_epochs", 0),
             **{
                 name: settings[name]
                 for name in ("batch_size", "epochs", "optimizer", "learning_rate", "weight_decay", "momentum")
@@ -211,21 +219,29 @@ class Pretraining(SeededModule):
         )
         if settings["batch_size"] < 2:
             raise ValueError(
-                f"`batch_size` must be at least 2 (a cell is compared with others), got {settings['batch_size']}."
+                f"`batch_size` must be at least 2 (a sample is compared with others), got {settings['batch_size']}."
             )
-        self.cells = cells.epsilon
-        self.views, predicted = groups
-        grid = cells.grid
         task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(seed, _INITIALISATION))
-            self.encoder = Encoder.of(encoder, cells.epsilon.shape[1], grid)
-            self._make_heads(settings)
+            self.encoder = new_encoder()
+            self.make_heads(settings)
         if task:
-            check_can_tell_apart(self.encoder, predicted, cells.epsilon[:8])
+            check_can_tell_apart(self.encoder, predicted, few)
 
-    def _make_heads(self, settings: Mapping[str, Any]) -> None:
+    def seen(self, rows: Tensor, part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return two views of each sample of this process, and what its transformed copies are made from.
+
+        Args:
+            rows: numbers of the samples of the batch, all processes' together.
+            part: which of them are this process's.
+            generator: source of random numbers, on the module's device.
+        """
+        raise NotImplementedError
+
+    def make_heads(self, settings: Mapping[str, Any]) -> None:
+        """Make `projector`, and `predictor` and `classifier` where the objective needs them, else None."""
         features, objective = self.encoder.features, self.objective
         self.projector = multilayer([features, *settings["projector"]], normalise=True)
         self.predictor = self.classifier = None
@@ -236,18 +252,14 @@ class Pretraining(SeededModule):
             widths = [objective.prediction.seen * features, *settings["classifier"], objective.prediction.outputs]
             self.classifier = multilayer(widths, normalise=True)
 
-    def on_fit_start(self) -> None:
-        """Move all cells to the device, where they stay."""
-        self.cells = self.cells.to(self.device, self.dtype)
-
     def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the loss of the batch, and its parts."""
         part = own_part(len(rows))
-        cells = self.cells[rows[part]]
-        invariance = self._invariance_loss(cells, generator, part, len(rows))
+        first, second, copied = self.seen(rows, part, generator)
+        invariance = self._invariance_loss(first, second)
         if not self.objective.prediction:
             return {"loss": self.objective(invariance, None)}
-        answer = self._prediction(cells, generator, part, len(rows))
+        answer = self._prediction(copied, generator, part, len(rows))
         return {
             "loss": self.objective(invariance, answer.loss),
             "invariance_loss": invariance,
@@ -255,17 +267,16 @@ class Pretraining(SeededModule):
             "prediction_accuracy": answer.accuracy,
         }
 
-    def _invariance_loss(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Tensor:
-        grid = tuple(cells.shape[2:])
-        views = [self.views.apply(cells, self.views.draw(total, grid, generator, cells.device)[part]) for _ in range(2)]
-        projections = self.projector(self.encoder(torch.cat(views)))
-        seen = [projections]
+    def through(self, network: nn.Module, first: Tensor, second: Tensor) -> Sequence[Tensor]:
+        """Return what a network makes of both views, which batch normalisation sees together."""
+        return network(torch.cat((first, second))).chunk(2)
+
+    def _invariance_loss(self, first: Tensor, second: Tensor) -> Tensor:
+        seen = [self.through(self.projector, *self.through(self.encoder, first, second))]
         if self.predictor:
-            seen.append(self.predictor(projections))
-        with torch.autocast(cells.device.type, enabled=False):
-            return self.objective.invariance(
-                *([gathered(view) for view in both.to(self.dtype).chunk(2)] for both in seen)
-            )
+            seen.append(self.through(self.predictor, *seen[0]))
+        with torch.autocast(first.device.type, enabled=False):
+            return self.objective.invariance(*([gathered(view.to(self.dtype)) for view in both] for both in seen))
 
     def _prediction(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Prediction:
         question = self.objective.prediction.ask(cells, generator, part.start, total)
@@ -273,6 +284,47 @@ class Pretraining(SeededModule):
         outputs = self.classifier(representation[question.rows].flatten(1))
         with torch.autocast(cells.device.type, enabled=False):
             return self.objective.prediction(outputs.to(self.dtype), question.target)
+
+
+class Pretraining(SelfSupervised):
+    """Pre-training on unit cells: elements of a group make the views, the copies are made from the cells themselves.
+
+    Args:
+        cells: the unlabelled cells.
+        encoder: name of the encoder, as for `pretrain`.
+        settings: a recipe's.
+        groups: what makes the views, and what is predicted (the identity: nothing is).
+        seed: of everything that is random.
+
+    Raises:
+        ValueError: as `SelfSupervised`.
+    """
+
+    def __init__(
+        self,
+        cells: Cells,
+        encoder: str,
+        settings: Mapping[str, Any],
+        groups: tuple[TransformGroup, TransformGroup],
+        seed: int = 0,
+    ):
+        views, predicted = groups
+        new_encoder = functools.partial(Encoder.of, encoder, cells.epsilon.shape[1], cells.grid)
+        super().__init__(len(cells), cells.epsilon[:8], new_encoder, settings, predicted, cells.grid, seed)
+        self.cells, self.views = cells.epsilon, views
+
+    def on_fit_start(self) -> None:
+        """Move all cells to the device, where they stay."""
+        self.cells = self.cells.to(self.device, self.dtype)
+
+    def seen(self, rows: Tensor, part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return two transformed copies of each cell of this process, and the cells."""
+        cells = self.cells[rows[part]]
+        grid = tuple(cells.shape[2:])
+        first, second = (
+            self.views.apply(cells, self.views.draw(len(rows), grid, generator, cells.device)[part]) for _ in range(2)
+        )
+        return first, second, cells
 
 
 def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int]) -> nn.Module:
@@ -292,7 +344,7 @@ def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int])
 
 
 def _invariance(settings: Mapping[str, Any]) -> nn.Module:
-    options = {"temperature": settings["temperature"]} if settings["objective"] == "simclr" else {}
+    options = {name: settings[name] for name in ("temperature", "off_diagonal_weight") if name in settings}
     return INVARIANCE_OBJECTIVES[settings["objective"]](**options)
 
 

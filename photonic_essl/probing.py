@@ -1,5 +1,7 @@
 """How good a representation is while it is being learnt: regression from it, frozen, of the density of states."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pytorch_lightning as lightning
 import torch
@@ -11,31 +13,51 @@ from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.training import SeededModule
 
 
-class Probe(lightning.Callback):
-    """How good the representation is so far: ridge regression of the density of states from it, frozen.
+class Monitor(lightning.Callback):
+    """How good the representation is so far. Subclasses give `scores(encoder)`.
+
+    Args:
+        every: epochs between looks at it; after the last epoch it is always looked at.
+
+    Attributes:
+        last: the latest scores, by name.
+    """
+
+    def __init__(self, every: int):
+        if every < 1:
+            raise ValueError(f"`probe_every` must be at least 1, got {every}.")
+        self.every = every
+        self.last: dict[str, float] = {}
+
+    def scores(self, encoder: nn.Module) -> dict[str, float]:
+        """Return what is measured of an encoder, by name."""
+        raise NotImplementedError
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
+        """Score the representation, and log the scores."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            self.last = self.scores(module.encoder)
+            module.report(**self.last)
+
+
+class Probe(Monitor):
+    """Ridge regression of the density of states from the representation, frozen.
 
     Args:
         cells: labelled cells; the first half is fitted, the second scored.
-        every: epochs between probes; the last epoch is always probed.
-
-    Attributes:
-        last: the latest error, by name.
+        every: epochs between probes.
     """
 
     def __init__(self, cells: Cells, every: int):
-        if every < 1:
-            raise ValueError(f"`probe_every` must be at least 1, got {every}.")
+        super().__init__(every)
         if len(cells) < 4:
             raise ValueError(f"a probe needs at least 4 labelled cells, got {len(cells)}.")
-        self.cells, self.every = cells, every
-        self.last: dict[str, float] = {}
+        self.cells = cells
 
-    def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
-        """Score the representation, and log the error."""
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
-            self.last = {"probe_relative_error": probe_error(module.encoder, self.cells)}
-            module.report(**self.last)
+    def scores(self, encoder: nn.Module) -> dict[str, float]:
+        """Return the relative error of the probe."""
+        return {"probe_relative_error": probe_error(encoder, self.cells)}
 
 
 def probe_error(encoder: Encoder, cells: Cells) -> float:
@@ -47,7 +69,7 @@ def probe_error(encoder: Encoder, cells: Cells) -> float:
     """
     from sklearn.linear_model import RidgeCV  # takes a second and 50 MB to import, for runs that are probed alone
 
-    features = representations(encoder, cells.epsilon)
+    features = representations(encoder, cells.epsilon.split(512)).double().numpy()
     half = len(cells) // 2
     mean, deviation = features[:half].mean(0), features[:half].std(0) + 1e-6
     features = (features - mean) / deviation
@@ -57,17 +79,16 @@ def probe_error(encoder: Encoder, cells: Cells) -> float:
     return relative_error(predicted, cells.dos[half:])
 
 
-def representations(encoder: nn.Module, epsilon: Tensor, batch_size: int = 512) -> np.ndarray:
-    """Return the representations of cells by a frozen encoder, shape `(sample, features)`, float64.
+def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Return the representations of samples by a frozen encoder, shape `(sample, features)`, on the CPU.
 
     Args:
         encoder: on any device; its mode is put back.
-        epsilon: shape `(sample, channel, x, y)`.
-        batch_size: cells at a time.
+        batches: what it sees at a time, shape `(batch, channel, x, y)` each.
     """
     training, weight = encoder.training, next(encoder.parameters())
     encoder.eval()
     with torch.no_grad():
-        parts = [encoder(batch.to(weight)).double().cpu() for batch in epsilon.split(batch_size)]
+        parts = [encoder(batch.to(weight)).cpu() for batch in batches]
     encoder.train(training)
-    return torch.cat(parts).numpy()
+    return torch.cat(parts)

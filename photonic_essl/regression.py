@@ -20,7 +20,7 @@ class Regressor(
     PyTorchModelHubMixin,
     library_name="photonic_essl",
     tags=["photonic-crystals", "density-of-states"],
-    model_card_template=MODEL_CARD % "Regressor of the density of states",
+    model_card_template=MODEL_CARD % "Regressor of the density of states of photonic crystal cells",
 ):
     """An encoder with a head that predicts the density of states; saved by `save_pretrained` as safetensors and JSON.
 

@@ -6,7 +6,6 @@ has to be remembered for a run to go on after it was killed and end with the sam
 
 import contextlib
 import logging
-import math
 import os
 import signal
 import sys
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from lightly.utils.lars import LARS
+from lightly.utils.scheduler import cosine_warmup_schedule
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
@@ -28,7 +29,7 @@ from photonic_essl.distributed import with_global_batch_norm
 from photonic_essl.runs import Run
 
 DEVICES = ("auto", "cpu", "gpu")
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS = ("adam", "sgd", "lars")
 STEPS_BETWEEN_LOGS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 _SHUFFLE, _STEP = 0, 1
@@ -44,27 +45,31 @@ def derived_seed(*parts: int) -> int:
 
 
 class SeededModule(lightning.LightningModule):
-    """A Lightning module whose data lie in memory and whose randomness follows from a seed and the step.
+    """A Lightning module whose data are known by number and whose randomness follows from a seed and the step.
 
-    Subclasses give `losses(rows, generator)`. An epoch is `passes` passes over the cells, each shuffled anew.
+    Subclasses give `losses(rows, generator)`. An epoch is `passes` passes over the samples, each shuffled anew.
 
     Args:
-        samples: number of cells to draw batches from.
-        batch_size: cells in a batch, over all processes together.
+        samples: number of samples to draw batches from.
+        batch_size: samples in a batch, over all processes together.
         seed: of shuffling and transformations.
-        passes: over the cells in an epoch.
+        passes: over the samples in an epoch.
         whole_batches: leave out the remainder that does not fill a batch; otherwise batches are made equally large,
             and at most `batch_size`.
-        optimizer: `"adam"` or `"sgd"`.
+        optimizer: `"adam"`, `"sgd"` or `"lars"`.
         learning_rate: at the start; it falls to 0 by half a cosine over `epochs`, or stays where `cosine` is False.
         weight_decay: of the optimizer (added to the gradient, not decoupled).
-        momentum: of SGD.
+        momentum: of SGD and LARS.
         epochs: number of epochs of the whole run.
         cosine: whether the learning rate falls.
+        warmup_epochs: over which it rises linearly from 0, before it falls.
 
     Raises:
-        ValueError: if a number is out of its range, or the cells do not fill a batch.
+        ValueError: if a number is out of its range, or the samples do not fill a batch.
     """
+
+    noun = "cells"
+    """What a sample is called in messages."""
 
     def __init__(
         self,
@@ -80,6 +85,7 @@ class SeededModule(lightning.LightningModule):
         passes: int = 1,
         whole_batches: bool = True,
         cosine: bool = True,
+        warmup_epochs: int = 0,
     ):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("epochs", epochs)):
@@ -92,13 +98,15 @@ class SeededModule(lightning.LightningModule):
                 f"`learning_rate` must be positive and `weight_decay` not negative, "
                 f"got {learning_rate} and {weight_decay}."
             )
+        if not 0 <= warmup_epochs <= epochs:
+            raise ValueError(f"`warmup_epochs` must be from 0 to the {epochs} epochs of the run, got {warmup_epochs}.")
         if whole_batches and samples < batch_size:
-            raise ValueError(f"`batch_size` {batch_size} is larger than the {samples} cells there are.")
+            raise ValueError(f"`batch_size` {batch_size} is larger than the {samples} {self.noun} there are.")
         self.samples, self.seed, self.epochs, self.passes = samples, seed, epochs, passes
         self.batches_per_pass = samples // batch_size if whole_batches else -(-samples // batch_size)
         self.batch_size = batch_size if whole_batches else 0
         self.optimizer_settings = (optimizer, learning_rate, weight_decay, momentum)
-        self.cosine = cosine
+        self.cosine, self.warmup_epochs = cosine, warmup_epochs
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._generator: torch.Generator | None = None
         self._first_bad_step: Tensor | None = None
@@ -108,7 +116,7 @@ class SeededModule(lightning.LightningModule):
         """Return the `loss` of a batch and what else is to be reported, scalars by name.
 
         Args:
-            rows: numbers of the cells of the batch, all processes' together.
+            rows: numbers of the samples of the batch, all processes' together.
             generator: source of random numbers, on the module's device.
         """
         raise NotImplementedError
@@ -139,7 +147,7 @@ class SeededModule(lightning.LightningModule):
         return losses["loss"]
 
     def rows(self, batch: int) -> Tensor:
-        """Return the numbers of the cells in a batch of the current epoch."""
+        """Return the numbers of the samples in a batch of the current epoch."""
         number, part = divmod(batch, self.batches_per_pass)
         number += self.current_epoch * self.passes
         if self._order[0] != number:
@@ -153,15 +161,36 @@ class SeededModule(lightning.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Return the optimizer and its schedule."""
         name, learning_rate, weight_decay, momentum = self.optimizer_settings
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if name == "sgd":
-            optimizer = torch.optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay)
+        groups = self.parameter_groups()
+        if name == "adam":
+            optimizer = torch.optim.Adam(groups, learning_rate, weight_decay=weight_decay)
         else:
-            optimizer = torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay)
-        steps = self.epochs * len(self.train_dataloader())
-        factor = (lambda step: 0.5 + 0.5 * math.cos(math.pi * step / steps)) if self.cosine else (lambda step: 1.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+            kind = LARS if name == "lars" else torch.optim.SGD
+            optimizer = kind(groups, learning_rate, momentum, weight_decay=weight_decay)
+        factors = [self._constant if group.get("constant") else self._factor for group in optimizer.param_groups]
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the parameters to train, in groups with settings of their own.
+
+        A group may have `lr`, `weight_decay` or `momentum` in place of the run's, and `constant`: whether its learning
+        rate stays where it is.
+        """
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def _factor(self, step: int) -> float:
+        """Return what the learning rate is multiplied by at a step."""
+        if not self.cosine:
+            return 1.0
+        batches = len(self.train_dataloader())
+        # One more than there are steps, for the zero at the end of the cosine to come after the last of them.
+        steps, warmup = self.epochs * batches + 1, self.warmup_epochs * batches
+        return cosine_warmup_schedule(step, steps, 1.0, 0.0, warmup, 0.0)
+
+    @staticmethod
+    def _constant(step: int) -> float:
+        return 1.0
 
     def check_finite(self) -> None:
         """Stop the run if the loss of a step has not been finite.

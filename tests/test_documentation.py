@@ -27,10 +27,17 @@ def pages(tmp_path_factory):
     return "".join(page.read_text() for page in site.glob("reference/*.html"))
 
 
+def named(commands):
+    """Names of all commands, those of groups too."""
+    for command in commands.values():
+        yield from named(command) if isinstance(command, dict) else [command]
+
+
 def test_every_command_and_public_function_has_an_entry(pages):
-    commands = [*data_gen_cli.COMMANDS.values(), *photonic_essl_cli.COMMANDS.values()]
-    wanted = {*data_gen.__all__, *photonic_essl._HOMES, *(command.split(":")[1] for command in commands)}
-    entries = set(re.findall(r'id="(?:data_gen|photonic_essl)[\w.]*\.(\w+)"', pages))
+    commands = {command.replace(":", ".") for command in named({**data_gen_cli.COMMANDS, **photonic_essl_cli.COMMANDS})}
+    entries = set(re.findall(r'id="((?:data_gen|photonic_essl)[\w.]*)"', pages))
+    entries |= {entry.split(".")[-1] for entry in entries}
+    wanted = {*data_gen.__all__, *photonic_essl._HOMES, *commands}
     assert wanted <= entries, f"these are on no page of docs/reference: {', '.join(sorted(wanted - entries))}"
 
 

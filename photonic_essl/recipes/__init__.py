@@ -10,11 +10,20 @@ FALLBACK_PRESET = "light"
 """Whose hyperparameters an encoder of the user's own starts from."""
 
 
-def recipe_names() -> list[str]:
-    """Return the names of all recipes."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in files(__name__).iterdir() if entry.name.endswith(".yaml")
-    )
+def recipe_names(home: str = __name__) -> list[str]:
+    """Return the names of all recipes in a package."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in files(home).iterdir() if entry.name.endswith(".yaml"))
+
+
+def read_recipe(name: str, home: str = __name__) -> dict[str, Any]:
+    """Read a recipe from a package, with the hyperparameters of all its presets.
+
+    Raises:
+        ValueError: if there is no such recipe.
+    """
+    if name not in recipe_names(home):
+        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(recipe_names(home))}.")
+    return yaml.safe_load((files(home) / f"{name}.yaml").read_text())
 
 
 def load_recipe(name: str, encoder: str) -> dict[str, Any]:
@@ -30,9 +39,7 @@ def load_recipe(name: str, encoder: str) -> dict[str, Any]:
     Raises:
         ValueError: if there is no such recipe.
     """
-    if name not in recipe_names():
-        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(recipe_names())}.")
-    recipe = yaml.safe_load((files(__name__) / f"{name}.yaml").read_text())
+    recipe = read_recipe(name)
     presets = {key: recipe.pop(key) for key in ("paper", "light")}
     return recipe | presets.get(encoder.removesuffix("-circular"), presets[FALLBACK_PRESET])
 

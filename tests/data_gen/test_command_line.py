@@ -51,6 +51,7 @@ COMMANDS = {
     "interrupted": interrupted,
     "unlucky": unlucky,
     "lazy": "module_that_is_not:there",
+    "group": {"generate": generate, "unlucky": unlucky},
 }
 
 
@@ -127,3 +128,16 @@ def test_overview_says_what_each_command_does_without_importing_it(capsys):
 def test_version(capsys):
     assert call("--version") == 0
     assert capsys.readouterr().out.startswith("data-gen ")
+
+
+def test_commands_of_a_group_are_called_by_two_words(capsys):
+    received.clear()
+    assert call("group", "generate", "blob", "--out", "cells.h5") == 0
+    assert received == [("blob", "cells.h5", 3, None, None, False)]
+    assert call("group", "unlucky") == 1
+    assert capsys.readouterr().err == "data-gen group: error: the solver stopped\n"
+    assert call("group") == 2
+    assert "no command given; the commands are generate, unlucky" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("data-gen", {"group": COMMANDS["group"]}, ["--help"])
+    assert "group           A group of commands: generate, unlucky." in capsys.readouterr().out

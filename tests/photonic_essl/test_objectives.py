@@ -12,6 +12,7 @@ from photonic_essl.objectives import (
     AbsolutePrediction,
     BarlowTwins,
     ContinuousPrediction,
+    InfoNCE,
     RelativePrediction,
     SimCLR,
     SimSiam,
@@ -48,6 +49,19 @@ def test_simclr_is_the_papers_formula(temperature):
 def test_simclr_of_collapsed_projections_is_the_log_of_the_number_of_others():
     collapsed = torch.ones(8, 4)
     assert SimCLR(0.1)((collapsed, collapsed)).item() == pytest.approx(math.log(15), abs=1e-5)
+
+
+def test_infonce_contrasts_with_the_other_views_alone():
+    first, second = pair()
+    a, b = (functional.normalize(view, dim=1).numpy() for view in (first, second))
+    expected = 0.0
+    for views in ((a, b), (b, a)):
+        for i, row in enumerate(views[0]):
+            similarity = [row @ other / 0.5 for other in views[1]]
+            expected -= (similarity[i] - math.log(sum(map(math.exp, similarity)))) / len(a) / 2
+    assert InfoNCE(0.5)((first, second)).item() == pytest.approx(expected, abs=1e-6)
+    collapsed = torch.ones(8, 4)
+    assert InfoNCE()((collapsed, collapsed)).item() == pytest.approx(math.log(8), abs=1e-5)
 
 
 def test_simsiam_is_the_papers_formula():

@@ -1,0 +1,1 @@
+"""Recipes for images, with the hyperparameters of each dataset."""
