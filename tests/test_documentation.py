@@ -34,11 +34,13 @@ def named(commands):
 
 
 def test_every_command_and_public_function_has_an_entry(pages):
-    commands = {command.replace(":", ".") for command in named({**data_gen_cli.COMMANDS, **photonic_essl_cli.COMMANDS})}
     entries = set(re.findall(r'id="((?:data_gen|photonic_essl)[\w.]*)"', pages))
-    entries |= {entry.split(".")[-1] for entry in entries}
-    wanted = {*data_gen.__all__, *photonic_essl._HOMES, *commands}
-    assert wanted <= entries, f"these are on no page of docs/reference: {', '.join(sorted(wanted - entries))}"
+    commands = [command.replace(":", ".") for command in named({**data_gen_cli.COMMANDS, **photonic_essl_cli.COMMANDS})]
+    # A public function may stand under the package's own name.
+    missing = [name for name in commands if not {name, f"{name.split('.')[0]}.{name.split('.')[-1]}"} & entries]
+    public = {*data_gen.__all__, *photonic_essl._HOMES} - {entry.split(".")[-1] for entry in entries}
+    assert not missing, f"these commands are on no page of docs/reference: {', '.join(missing)}"
+    assert not public, f"these functions are on no page of docs/reference: {', '.join(public)}"
 
 
 def test_nothing_is_fetched_from_elsewhere(pages):
