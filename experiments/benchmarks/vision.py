@@ -1,11 +1,11 @@
-"""What a step of each recipe for images costs, and how long the published runs would take on the GPU at hand.
+"""What a step of each recipe for images costs, and how long the published runs would take on the machine at hand.
 
     python -m experiments.benchmarks.vision
 
-On the CPU: steps of the real training at small size, and nothing that follows from them by scaling. On a GPU, where
-there is one: images per second of CIFAR-10 E-SimCLR at batch 512, beside those of the same network fed by torchvision's
-transforms on 16 worker processes; ResNet-50 E-SimCLR on synthetic images, and what part of the GPU's arithmetic its
-model does; and, from these steps, the days of each published run. Writes experiments/results/vision.json.
+On the CPU: steps of the real training with few images each. On a GPU, where there is one: images per second of CIFAR-10
+E-SimCLR at batch 512, beside those of the same network fed by torchvision's transforms on 16 worker processes; ResNet-50
+E-SimCLR on synthetic images, and what part of the GPU's arithmetic its model does. From these steps, the days of each
+published run on either: an extrapolation. Writes experiments/results/vision.json.
 """
 
 import json
@@ -30,16 +30,16 @@ from photonic_essl.vision.recipes import load_recipe
 RESULT = Path("experiments/results/vision.json")
 SHAPES = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 IMAGES = {"cifar10": 50_000, "imagenet": 1_281_167}
-SMALL_BATCHES = {"digits": 256, "cifar10": 8}
+SMALL_BATCHES = {"digits": 256, "cifar10": 32, "imagenet": 4}
+LARGE_BATCHES = {"cifar10": 512, "imagenet": 256}
+"""Of ImageNet on one GPU; the published batches are spread over many."""
+
 RECIPES = {
     "digits": ("simclr", "e-simclr", "simsiam", "e-simsiam", "barlow", "e-barlow"),
     "cifar10": ("simclr", "e-simclr", "simsiam", "e-simsiam"),
     "imagenet": ("simclr", "e-simclr", "simsiam", "e-simsiam", "barlow", "e-barlow"),
 }
 WORKERS = 16
-IMAGENET_BATCH = 256
-"""On one GPU; the published batches are spread over many."""
-
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "V100": 125e12}
 """Of dense bfloat16 matrix products (float16 on V100), per second, as NVIDIA states."""
 
@@ -63,9 +63,7 @@ def module(recipe: str, preset: str, batch_size: int, steps: int) -> ImagePretra
 def small_steps(steps: int = 3) -> dict[str, dict[str, float]]:
     """Return the seconds of steps on the CPU, by dataset and recipe."""
     return {
-        f"{preset}, batch {batch}": {
-            recipe: step_seconds(module(recipe, preset, batch, steps), "cpu") for recipe in RECIPES[preset]
-        }
+        preset: {recipe: step_seconds(module(recipe, preset, batch, steps), "cpu") for recipe in RECIPES[preset]}
         for preset, batch in SMALL_BATCHES.items()
     }
 
@@ -132,9 +130,10 @@ def gpu() -> dict:
     by_workers = torchvision_seconds(module("e-simclr", "cifar10", 512, 40), 512)
     steps = {
         preset: {recipe: step_seconds(module(recipe, preset, batch, 30), "gpu", first=10) for recipe in RECIPES[preset]}
-        for preset, batch in (("cifar10", 512), ("imagenet", IMAGENET_BATCH))
+        for preset, batch in LARGE_BATCHES.items()
     }
-    flops = step_flops(module("e-simclr", "imagenet", IMAGENET_BATCH, 1), IMAGENET_BATCH)
+    batch = LARGE_BATCHES["imagenet"]
+    flops = step_flops(module("e-simclr", "imagenet", batch, 1), batch)
     rate = flops / steps["imagenet"]["e-simclr"]
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
     return {
@@ -144,19 +143,19 @@ def gpu() -> dict:
         "resnet50_flops_per_second": rate,
         "resnet50_model_flop_utilisation": peak and rate / peak,
         "step_seconds": steps,
-        "published_run_days": published_days(steps),
+        "published_run_days": published_days(steps, LARGE_BATCHES),
     }
 
 
-def published_days(steps: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Return the days of each published run on one such GPU, without the decoding of files, from measured steps."""
-    batches = {"cifar10": 512, "imagenet": IMAGENET_BATCH}
+def published_days(steps: dict[str, dict[str, float]], batches: dict[str, int]) -> dict[str, float]:
+    """Return the days of each published run on one such device, without the decoding of files, from measured steps."""
     return {
         f"{preset}, {recipe}": seconds
         * (IMAGES[preset] // batches[preset])
         * load_recipe(recipe, preset)["epochs"]
         / 86_400
         for preset, by_recipe in steps.items()
+        if preset in IMAGES
         for recipe, seconds in by_recipe.items()
     }
 
@@ -164,8 +163,12 @@ def published_days(steps: dict[str, dict[str, float]]) -> dict[str, float]:
 def table(results: dict) -> str:
     """Return what was found as text."""
     lines = [f"{'seconds a step on the CPU':40s}" + f"{results['threads']} threads".rjust(12)]
-    for size, by_recipe in results["cpu_step_seconds"].items():
+    for preset, by_recipe in results["cpu_step_seconds"].items():
+        size = f"{preset}, batch {SMALL_BATCHES[preset]}"
         lines += [f"{f'{size}, {recipe}':40s}{seconds:12.3f}" for recipe, seconds in by_recipe.items()]
+    lines += [
+        f"{f'days on this CPU, {run}':40s}{days:12.0f}" for run, days in results["cpu_published_run_days"].items()
+    ]
     if "gpu" in results:
         found = results["gpu"]
         used = found["resnet50_model_flop_utilisation"]
@@ -180,11 +183,16 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    results = {"cpu_step_seconds": small_steps(), "threads": torch.get_num_threads()}
+    steps = small_steps()
+    results = {
+        "cpu_step_seconds": steps,
+        "cpu_published_run_days": published_days(steps, SMALL_BATCHES),
+        "threads": torch.get_num_threads(),
+    }
     if torch.cuda.is_available():
         results["gpu"] = gpu()
     else:
-        print("no CUDA device here: what needs one is not measured, nor guessed from what was")
+        print("no CUDA device here: what needs one is not measured")
     RESULT.write_text(json.dumps(results | {"environment": environment()}, indent=2) + "\n")
     print(table(results))
 
