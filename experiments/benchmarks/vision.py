@@ -3,7 +3,7 @@
     python -m experiments.benchmarks.vision
 
 On the CPU: steps of the real training with few images each. On a GPU, where there is one: images per second of CIFAR-10
-E-SimCLR at batch 512, beside those of the same network fed by torchvision's transforms on 16 worker processes; ResNet-50
+E-SimCLR at batch 512, beside those of the same network fed by torchvision on 16 worker processes; ResNet-50
 E-SimCLR on synthetic images, and what part of the GPU's arithmetic its model does. From these steps, the days of each
 published run on either: an extrapolation. Writes experiments/results/vision.json.
 """
