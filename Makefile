@@ -12,7 +12,7 @@ demo: setup
 	$(VENV)/bin/photonic-essl demo
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
 
 bench: setup
 	$(VENV)/bin/python -m experiments.benchmarks.solvers

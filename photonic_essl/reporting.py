@@ -164,7 +164,7 @@ def _representation(runs: list[_Run], test: Cells) -> dict[str, Any] | None:
         encoder = load_folder(Encoder, chosen.folder, network)
     else:
         encoder = load_regressor(chosen.folder, network).encoder
-    features = representations(encoder, test.epsilon)
+    features = representations(encoder, test.epsilon.split(512))
     properties = gallery.cell_properties(test.epsilon[:, 0].numpy())
     coloured = {name: properties[name] for name in ("filling", "contrast")}
     if test.dos is not None:

@@ -65,7 +65,7 @@ figure.savefig(FOLDER / "predictions.png", dpi=120)
 guess = photonic_essl.metrics.empty_lattice()[:400] + 0 * predicted.values
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
 draw_error_distribution({"model": errors, "empty lattice": relative_errors(guess, cells["dos"])}, left)
-features = representations(model.encoder, load_cells(FOLDER / "test.h5").epsilon[:CELLS])
+features = representations(model.encoder, load_cells(FOLDER / "test.h5").epsilon[:CELLS].split(512))
 contrast = (cells["epsilon"].max(("x", "y")) / cells["epsilon"].min(("x", "y"))).values
 draw_representation(features, contrast, "contrast (largest ÷ smallest ε)", right)
 figure.savefig(FOLDER / "errors.png", dpi=120)
