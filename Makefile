@@ -16,6 +16,8 @@ test: setup
 
 bench: setup
 	$(VENV)/bin/python -m experiments.benchmarks.solvers
+	$(VENV)/bin/python -m experiments.benchmarks.labels
+	$(VENV)/bin/python -m experiments.benchmarks.subpixel
 	$(VENV)/bin/python -m experiments.benchmarks.pretraining
 
 crosscheck: setup

@@ -96,7 +96,7 @@ def damaged(content: bytes, generator: np.random.Generator) -> bytes:
         elif way == 3:
             del body[max(1, at) :]
         elif way == 4:  # a size of terabytes
-            size = int(generator.choice([2**40, 2**63 - 1, 2**64 - 1])).to_bytes(8, "little")
+            size = (2**40, 2**63 - 1, 2**64 - 1)[generator.integers(3)].to_bytes(8, "little")
             body[at : at + 8] = size[: len(body[at : at + 8])]
         else:
             body[at:at] = generator.bytes(length)
