@@ -220,6 +220,7 @@ class Classification(SeededModule):
         super().__init__(samples=len(images), seed=seed, whole_batches=False, **values)
         features(encoder, images.subset(torch.arange(1)))  # refuses images that do not suit the encoder
         self.encoder, self.images, self.augmentation, self.settings = encoder, images, augmentation, settings
+        self.labels = images.labels
         self.head = nn.Linear(encoder.features, classes)
         generator = torch.Generator().manual_seed(derived_seed(seed, _INITIALISATION))
         nn.init.normal_(self.head.weight, std=0.01, generator=generator)
@@ -233,6 +234,10 @@ class Classification(SeededModule):
             return [head]
         return [head, {"params": list(self.encoder.parameters()), "lr": self.settings["encoder_learning_rate"]}]
 
+    def on_fit_start(self) -> None:
+        """Move all labels to the device, where they stay."""
+        self.labels = self.labels.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         """Begin to make the views of the epoch."""
         self.encoder.train(not self.settings["frozen"])
@@ -243,7 +248,7 @@ class Classification(SeededModule):
     def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the loss of the batch, and the part of it that is classified rightly."""
         (views,) = next(self.views)
-        labels = self.images.labels.to(self.device)[rows]
+        labels = self.labels[rows]
         scores = self.head(self.encoder(views)).float()
         right = (scores.argmax(1) == labels).float().mean()
         return {"loss": functional.cross_entropy(scores, labels), "accuracy": right}
