@@ -24,7 +24,7 @@ from data_gen.labels import METRIC, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.solvers import mpb, rbme
 from data_gen.unit_cells import unit_cell_family
-from data_gen.verification import SMALLEST_FREQUENCY, TE_FREQUENCY_TOLERANCE, TOLERANCES
+from data_gen.verification import FREQUENCY_TOLERANCE, SMALLEST_FREQUENCY
 
 RESULT = Path("experiments/results/crosscheck.txt")
 FAMILIES = (
@@ -63,7 +63,7 @@ def solvers_agree(family: str, plane_group: str | None, polarization: str, cells
         "basis": basis_vectors(drawn.lattice),
         "resolution": RESOLUTION,
     }
-    worst = Check("", "", -1.0, TE_FREQUENCY_TOLERANCE if polarization == "te" else TOLERANCES["frequency"][1])
+    worst = Check("", "", -1.0, FREQUENCY_TOLERANCE[polarization])
     for index in range(cells):
         epsilon = torch.from_numpy(drawn.draw(seed, index, RESOLUTION).epsilon)[None]
         ours = rbme.solve_bands(epsilon, WAVEVECTORS, **settings).frequency
