@@ -4,7 +4,7 @@ import torch
 import xarray as xr
 from scipy.special import ellipk
 
-from data_gen.dos import density_of_states, half_widths, histogram, scaled_frequencies
+from data_gen.dos import bend, density_of_states, half_widths, histogram, scaled_frequencies
 from data_gen.lattices import basis_vectors, reciprocal_vectors, wavevector_grid
 
 
@@ -72,6 +72,27 @@ def test_error_falls_with_the_square_of_the_grid_and_the_bend_correction_shrinks
     order = np.log(errors[25] / errors[51]) / np.log(51 / 25)
     assert order > 1.7
     assert errors[51] / exact.mean() < (2e-3 if smoothing == 0.02 else 5e-3)
+
+
+def test_bend_is_the_mean_of_a_smooth_band_over_its_cell_less_its_centre():
+    # The mean of cos k over a cell of width h is cos k · sin(h/2) / (h/2).
+    n = 51
+    k = 2 * np.pi * wavevector_grid(n)
+    velocity = torch.from_numpy(-4 * np.pi * np.sin(k))[None, :, None]  # of 2 cos kx + 2 cos ky, over 2π
+    exact = 2 * np.cos(k).sum(axis=1) * (np.sinc(1 / n) - 1)
+    found = bend(velocity, n, np.eye(2))[0, :, 0].numpy()
+    assert np.abs(found - exact).mean() < 0.02 * np.abs(exact).mean()
+
+
+def test_bend_is_none_where_the_slope_turns_back():
+    # Slopes of one band that alternate from cell to cell, as where it is now one branch of a crossing, now the other.
+    n = 9
+    alternating = (-1.0) ** np.arange(n - 1)
+    slope = np.zeros((n, n))
+    slope[: n - 1] = alternating[:, None]
+    velocity = torch.from_numpy(np.stack([slope, 0 * slope], axis=-1)).reshape(1, n * n, 1, 2)
+    inner = bend(velocity, n, np.eye(2)).reshape(n, n)[1 : n - 2]
+    assert float(inner.abs().max()) == 0.0
 
 
 def test_each_band_holds_one_state():
