@@ -97,6 +97,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["epsilon", "dos", "frequency"])
+def test_a_damaged_chunk_is_not_read(tmp_path, name):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    with h5py.File(path) as file:
+        where = file[name].id.get_chunk_info(0).byte_offset
+    body = bytearray(path.read_bytes())
+    body[where + 5] ^= 1
+    path.write_bytes(body)
+    with pytest.raises((OSError, ValueError)):
+        data_gen.open_dataset(path).load()
+
+
 def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no dataset file at"):
         data_gen.open_dataset(tmp_path / "none.h5")
