@@ -18,8 +18,8 @@ from data_gen.solvers.equivalence import equivalence
 BANDS, MORE_BANDS = 10, 5
 # Grids that a label climbs, each with its coarser grid, which is every third wavevector of it and costs nothing.
 GRIDS = (63, 75, 105, 165)
-# A grid's distance from the k → ∞ limit, as part of its distance from a coarser one: about the most that is seen over
-# families, lattices and polarizations (experiments/benchmarks/labels.py); half of it is usual.
+# A grid's distance from the k → ∞ limit, as part of its distance from a coarser one: chosen so that labels keep within
+# what they state. experiments/benchmarks/labels.py counts how many default labels do.
 PART_LEFT_OF_THIRD = 0.055
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25}
 # Points of a label that the paper's metric runs over.
