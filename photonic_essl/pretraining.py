@@ -12,7 +12,7 @@ from photonic_essl.data import Cells, load_cells
 from photonic_essl.distributed import gathered, own_part
 from photonic_essl.encoders import NETWORKS, Encoder, load_folder, make_network, multilayer
 from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, Prediction
-from photonic_essl.probing import Probe
+from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
 from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
@@ -130,14 +130,26 @@ def pretrain(
     module = Pretraining(cells, encoder, settings, groups, seed)
     if compile:
         module.encoder.compile()
-    probes = [Probe(probed, probe_every)] if probed else []
     run.begin_sitting(data=str(data))
-    fit(module, run, callbacks=probes, device=device, devices=devices, precision=precision, progress=progress)
+    monitor = Probe(probed, probe_every) if probed else None
+    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+
+
+def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> Encoder:
+    """Train, or go on with it, and save the encoder in the run's folder; return it on the CPU.
+
+    Args:
+        module: what is trained.
+        run: whose sitting has begun.
+        monitor: what says during training how good the representation is.
+        options: of `fit`.
+    """
+    fit(module, run, callbacks=[monitor] if monitor else [], **options)
     trained = module.encoder.cpu().eval()
     if module.global_rank == 0:
-        trained.save_pretrained(out)
-        run.finish(steps=module.global_step, **(probes[0].last if probes else {}))
-        print(f"Pre-trained encoder written to {out} ({run.record['seconds']:.0f} s).")
+        trained.save_pretrained(run.folder)
+        run.finish(steps=module.global_step, **(monitor.last if monitor else {}))
+        print(f"Pre-trained encoder written to {run.folder} ({run.record['seconds']:.0f} s).")
     return trained
 
 

@@ -11,11 +11,11 @@ import torch
 from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 from torch import Tensor, nn
 
-from photonic_essl.pretraining import SelfSupervised
+from photonic_essl.pretraining import SelfSupervised, carry_out
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
 from photonic_essl.symmetry import TransformGroup, identity, quarter_turns
-from photonic_essl.training import derived_seed, fit, resolved_device
+from photonic_essl.training import derived_seed, resolved_device
 from photonic_essl.vision.augmentation import PUBLISHED_AUGMENTATIONS, Augmentations
 from photonic_essl.vision.backbones import ImageEncoder, load_encoder
 from photonic_essl.vision.datasets import Standardisation, load_images
@@ -130,13 +130,7 @@ def pretrain(
         module.encoder.compile()
     monitor = NearestNeighbours(images, probe_every)
     run.begin_sitting(data=data)
-    fit(module, run, callbacks=[monitor], device=device, devices=devices, precision=precision, progress=progress)
-    trained = module.encoder.cpu().eval()
-    if module.global_rank == 0:
-        trained.save_pretrained(out)
-        run.finish(steps=module.global_step, **monitor.last)
-        print(f"Pre-trained encoder written to {out} ({run.record['seconds']:.0f} s).")
-    return trained
+    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
 
 
 class ImagePretraining(SelfSupervised):
