@@ -5,14 +5,19 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 
 import contextlib
 import fcntl
+import hashlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import dask.array
 import h5netcdf
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -20,6 +25,8 @@ SCHEMA_VERSION = 1
 SAMPLES_PER_BLOCK = 256
 STATUS_SOLVED, STATUS_FAILED = 0, 1
 REQUIRED = ("epsilon", "epsilon_mean", "status")
+HEADER_DIGEST = "header_sha256"
+MOST_COMPRESSED = 1032  # deflate makes nothing smaller by more
 PROVENANCE = ("family", "seed", "resolution", "lattice", "schema_version", "package_version")
 
 
@@ -77,22 +84,33 @@ def write_dataset(
     Raises:
         OSError: if the file cannot be written.
     """
-    with replaced_when_complete(path) as partial, h5netcdf.File(partial, "w") as file:
-        file.dimensions["sample"] = samples
-        for name, value in fixed.items():
-            _create(file, name, VARIABLES[name], value.shape)[...] = value
-        targets, start = {}, 0
-        for block in _of_equal_size(blocks):
-            count = len(block["epsilon"])
-            for name, variable in variables.items():
-                if name not in targets:
-                    targets[name] = _create(file, name, variable, (samples, *block[name].shape[1:]))
-                targets[name][start : start + count] = block[name].astype(_stored_dtype(variable))
-            start += count
-        if start != samples:
-            raise ValueError(f"the blocks hold {start} samples of {samples}")
-        for name, attribute in attributes.items():
-            file.attrs[name] = attribute
+    with replaced_when_complete(path) as partial:
+        with h5netcdf.File(partial, "w") as file:
+            file.dimensions["sample"] = samples
+            for name, value in fixed.items():
+                _create(file, name, VARIABLES[name], value.shape)[...] = value
+            _fill(file, blocks, samples, variables)
+            for name, attribute in attributes.items():
+                file.attrs[name] = attribute
+        with xr.open_dataset(partial, engine="h5netcdf") as written:
+            header = _header_digest(written)
+        with h5py.File(partial, "r+") as file:
+            file.attrs[HEADER_DIGEST] = header
+
+
+def _fill(
+    file: h5netcdf.File, blocks: Iterable[Mapping[str, np.ndarray]], samples: int, variables: Mapping[str, Variable]
+) -> None:
+    targets, start = {}, 0
+    for block in _of_equal_size(blocks):
+        count = len(block["epsilon"])
+        for name, variable in variables.items():
+            if name not in targets:
+                targets[name] = _create(file, name, variable, (samples, *block[name].shape[1:]))
+            targets[name][start : start + count] = block[name].astype(_stored_dtype(variable))
+        start += count
+    if start != samples:
+        raise ValueError(f"the blocks hold {start} samples of {samples}")
 
 
 def append_to_dataset(
@@ -209,8 +227,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         path: a file made by `generate` or `import_legacy`.
 
     Returns:
-        The dataset. Values are read when they are asked for; that raises `ValueError` where a sample that counts as
-        solved holds numbers that are not finite.
+        The dataset. Values are read when they are asked for; that raises `ValueError` where they are damaged, or where
+        a sample that counts as solved holds numbers that are not finite.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -220,30 +238,23 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
     try:
-        dataset = xr.open_dataset(path, engine="h5netcdf", chunks={"sample": SAMPLES_PER_BLOCK}, phony_dims="sort")
+        h5py.File(path).close()  # h5netcdf prints a traceback where this fails
+        dataset = xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", cache=False)
     except Exception as error:
-        reason = re.sub(r"\s+", " ", str(error))[:200]
         raise ValueError(
-            f"{path} cannot be read as a dataset file: it is damaged or of another kind ({reason})"
+            f"{path} cannot be read as a dataset file: it is damaged or of another kind ({_one_line(error)})"
         ) from None
     try:
         _validate(path, dataset)
+        _check_stored(path, dataset)
+        solved = _solved(path, dataset)
     except ValueError:
         dataset.close()
         raise
-    status = dataset["status"]
-    for name in dataset.data_vars:
-        if "sample" in dataset[name].dims and dataset[name].dtype.kind == "f":
-            checked = xr.apply_ufunc(
-                _finite_where_solved,
-                dataset[name],
-                status,
-                kwargs={"name": name, "path": str(path)},
-                dask="parallelized",
-                output_dtypes=[dataset[name].dtype],
-                keep_attrs=True,
-            )
-            dataset[name] = checked.transpose(*dataset[name].dims)
+    for name, variable in dataset.variables.items():
+        if name not in dataset.indexes:
+            checked = _Checked(path, str(name), variable, solved if variable.dims[:1] == ("sample",) else None)
+            dataset[name] = variable.copy(data=checked.lazily())
     return dataset
 
 
@@ -256,6 +267,8 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
+    if dataset.attrs.pop(HEADER_DIGEST, None) not in (None, _header_digest(dataset)):
+        raise ValueError(f"{path} is damaged: its attributes, names, shapes or units are not those that were written")
     for name, variable in VARIABLES.items():
         if name in dataset and dataset[name].dims != variable.dimensions:
             raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
@@ -265,11 +278,78 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
             raise ValueError(f"{path}: `frequency` must be finite and ascending")
 
 
-def _finite_where_solved(values: np.ndarray, status: np.ndarray, *, name: str, path: str) -> np.ndarray:
-    solved = values[np.broadcast_to((status == STATUS_SOLVED).reshape(-1, *(1,) * (values.ndim - 1)), values.shape)]
-    if not np.isfinite(solved).all():
-        raise ValueError(f"{path}: `{name}` holds numbers that are not finite in samples that count as solved")
-    return values
+def _header_digest(dataset: xr.Dataset) -> str:
+    """Return the SHA-256 of all that a file says but the values, which have checksums of their own."""
+    attributes, *described = (
+        sorted((name, np.asarray(value).tolist()) for name, value in attributes.items() if name != HEADER_DIGEST)
+        for attributes in (dataset.attrs, *(dataset[name].attrs for name in sorted(dataset.variables)))
+    )
+    stored = [
+        (name, variable.dims, variable.shape, variable.dtype.str)
+        for name, variable in sorted(dataset.variables.items())
+    ]
+    return hashlib.sha256(repr((attributes, stored, described)).encode()).hexdigest()
+
+
+def _check_stored(path: Path, dataset: xr.Dataset) -> None:
+    """Refuse variables of which parts are missing, which HDF5 would fill with zeros, or are to be read unchecked.
+
+    Nothing larger than what can be compressed into the file is left to be read then, whatever size the file claims.
+    """
+    with h5py.File(path) as file:
+        for name in dataset.variables:
+            entry, stored = file[name], []
+            if entry.chunks:
+                entry.id.chunk_iter(lambda chunk, stored=stored: stored.append(chunk.filter_mask))
+                whole = len(stored) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
+            else:
+                whole = entry.id.get_storage_size() == entry.nbytes
+            if not whole or any(stored) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
+                raise ValueError(f"{path} is damaged: `{name}` is not whole")
+
+
+def _solved(path: Path, dataset: xr.Dataset) -> np.ndarray:
+    """Return which samples count as solved."""
+    status = _Checked(path, "status", dataset["status"].variable)[...]
+    if not np.isin(status, (STATUS_SOLVED, STATUS_FAILED)).all():
+        raise ValueError(f"{path}: `status` must be {STATUS_SOLVED} or {STATUS_FAILED} everywhere")
+    return status == STATUS_SOLVED
+
+
+class _Checked:
+    """Values of a variable, read from the file where they are indexed, and refused where they are damaged.
+
+    Args:
+        path: the file.
+        name: of the variable.
+        variable: as xarray reads it.
+        solved: which samples must be finite; None where the variable is not of samples.
+    """
+
+    def __init__(self, path: Path, name: str, variable: xr.Variable, solved: np.ndarray | None = None):
+        self.path, self.name, self.variable, self.solved = path, name, variable, solved
+        self.shape, self.dtype, self.ndim = variable.shape, variable.dtype, variable.ndim
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        try:
+            values = self.variable[key].values
+        except Exception as error:  # what HDF5 raises names neither the file nor the variable
+            raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
+        if self.solved is not None and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
+            raise ValueError(
+                f"{self.path}: `{self.name}` holds numbers that are not finite in samples that count as solved"
+            )
+        return values
+
+    def lazily(self) -> dask.array.Array:
+        """Return the values as dask reads them, a block of samples at a time."""
+        blocks = tuple(SAMPLES_PER_BLOCK if dimension == "sample" else -1 for dimension in self.variable.dims)
+        empty = np.empty((0,) * self.ndim, self.dtype)
+        return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error) or type(error).__name__)[:200]
 
 
 def _stored_dtype(variable: Variable) -> np.dtype:

@@ -13,33 +13,19 @@ one, cannot see where in the cell anything is.
 
 import functools
 import importlib
-import inspect
 import itertools
-import json
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors import SafetensorError
-from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from photonic_essl.periodic import PeriodicConvolution
+from photonic_essl.saving import MODEL_CARD, SavedModel
 
 PERMITTIVITY_RANGE = (1.0, 20.0)
-
-
-MODEL_CARD = """---
-{{ card_data }}
----
-
-%s, made by photonic_essl after [E-SSL](https://arxiv.org/abs/2111.00899).
-`run.json`, where it is beside this file, says from what data and with what settings.
-"""
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -186,7 +172,9 @@ def make_network(
         raise ValueError(f"no encoder {name!r}: {error}.") from error
 
 
-class Encoder(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tags=["photonic-crystals", "essl"]):
+class Encoder(
+    SavedModel, model_card_template=MODEL_CARD % "Encoder of photonic crystal cells", tags=["photonic-crystals", "essl"]
+):
     """A network with the standardisation of its input; saved by `save_pretrained` as safetensors and JSON.
 
     Args:
@@ -246,36 +234,6 @@ class Encoder(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl", tag
                 f"the encoder `{self.name}` must return (batch, features), got {tuple(representation.shape)}."
             )
         return representation.shape[1]
-
-
-def load_folder(kind: type[nn.Module], path: str | Path, network: nn.Module | None = None) -> nn.Module:
-    """Load a model that was saved to a folder; nothing is unpickled, and no code that the folder names is run.
-
-    Args:
-        kind: `Encoder` or `Regressor`.
-        path: the folder.
-        network: the network of the encoder, where it is not one of the presets.
-
-    Returns:
-        The model on the CPU, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no model in it.
-        ValueError: if the model there is of another kind or architecture.
-    """
-    folder, noun = Path(path), re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
-    for file in ("config.json", "model.safetensors"):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}.")
-    settings = json.loads((folder / "config.json").read_text())
-    if set(settings) | {"network"} != set(inspect.signature(kind).parameters):
-        raise ValueError(f"{path} holds no {noun}: its settings are {', '.join(settings)}.")
-    model = kind(**{**settings, "network": network})
-    try:
-        load_model(model, folder / "model.safetensors")
-    except (RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{path} holds a {noun} of another architecture, or is damaged: {error}") from error
-    return model.eval()
 
 
 def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:

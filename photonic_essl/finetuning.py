@@ -1,6 +1,5 @@
 """Fine-tuning: a regressor of the density of states from a few labelled cells."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import NETWORKS, Encoder, load_folder, make_network
+from photonic_essl.encoders import NETWORKS, Encoder, make_network
 from photonic_essl.metrics import relative_error
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
+from photonic_essl.saving import load_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit
 
@@ -206,14 +206,6 @@ def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder
     if encoder.grid != cells.grid:
         raise ValueError(f"{path} holds an encoder of a {encoder.grid} grid, the cells have {cells.grid}.")
     return encoder
-
-
-def weights_fingerprint(module: nn.Module) -> str:
-    """Return a hash of a module's weights, the same for equal weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def augmentation_group(cells: Cells, family: str | None = None, invariance: str | None = None) -> TransformGroup:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.distributed import gathered, own_part
-from photonic_essl.encoders import NETWORKS, Encoder, load_folder, make_network, multilayer
+from photonic_essl.encoders import NETWORKS, Encoder, make_network, multilayer
 from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, Prediction
 from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
+from photonic_essl.saving import load_folder
 from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device
 

@@ -1,12 +1,11 @@
 """Encoders that were published with arXiv 2111.00899 (`rdangovs/essl`, photonics), as encoders of this package."""
 
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-
 from photonic_essl.encoders import Encoder
+from photonic_essl.torch_files import read_torch_file
 
 _TRUNK = re.compile(r"(?:.*\.)?enc\.enc_block2d\.(.+)")
 _HEAD = re.compile(r"(?:.*\.)?enc\.fcpart\.(\d+)\.(.+)")
@@ -29,18 +28,15 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> Encoder:
         FileExistsError: if the folder exists.
         ValueError: if the file holds something else.
     """
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no checkpoint at {source}")
     if Path(out).exists():
         raise FileExistsError(f"{out} exists; choose another folder.")
-    try:
-        held = torch.load(source, map_location="cpu", weights_only=True)
-        state = held["model_state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError):
-        raise ValueError(f"{source} is no published checkpoint: it holds no plain `model_state_dict`.") from None
+    held = read_torch_file(source)
+    state = held.get("model_state_dict") if isinstance(held, Mapping) else None
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{source} is no published checkpoint: it holds no `model_state_dict`.")
     encoder = Encoder("paper")
     try:
-        encoder.load_state_dict({ours: value for key, value in state.items() if (ours := _our_key(key))})
+        encoder.load_state_dict({ours: value for key, value in state.items() if (ours := _our_key(str(key)))})
     except RuntimeError as error:
         raise ValueError(f"{source} holds an encoder of another architecture: {error}") from None
     encoder.eval().save_pretrained(out)

@@ -6,19 +6,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from huggingface_hub import PyTorchModelHubMixin
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import MODEL_CARD, PERMITTIVITY_RANGE, Encoder, load_folder, make_network, multilayer
+from photonic_essl.encoders import PERMITTIVITY_RANGE, Encoder, make_network, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice, relative_error, relative_errors
+from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 
 
 class Regressor(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="photonic_essl",
+    SavedModel,
     tags=["photonic-crystals", "density-of-states"],
     model_card_template=MODEL_CARD % "Regressor of the density of states of photonic crystal cells",
 ):

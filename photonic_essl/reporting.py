@@ -18,13 +18,14 @@ from data_gen.dataset import replaced_when_complete
 from photonic_essl import gallery
 from photonic_essl.bands import widest_dos_gaps
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import Encoder, load_folder
+from photonic_essl.encoders import Encoder
 from photonic_essl.finetuning import own_network
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_errors
 from photonic_essl.plotting import draw_error_distribution, draw_representation, draw_training, logged_quantities
 from photonic_essl.probing import representations
 from photonic_essl.regression import load_regressor
 from photonic_essl.runs import read_records
+from photonic_essl.saving import load_folder
 
 TEST_FILE = "test.h5"
 

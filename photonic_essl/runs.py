@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from photonic_essl.saving import DIGEST, digest
+
 RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
 
 
@@ -30,7 +32,7 @@ class Run:
         record: what `run.json` holds.
 
     Raises:
-        ValueError: if the folder holds a run with other settings, or files that are no run.
+        ValueError: if the folder holds a run with other settings, a damaged record, or files that are no run.
     """
 
     def __init__(self, folder: str | Path, command: str, settings: Mapping[str, Any]):
@@ -38,7 +40,7 @@ class Run:
         self.record_file = self.folder / "run.json"
         asked = json.loads(json.dumps({"command": command, "settings": dict(settings)}))
         if self.record_file.exists():
-            self.record = json.loads(self.record_file.read_text())
+            self.record = read_record(self.record_file)
             _check_same(self.folder, self.record, asked)
         else:
             if self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
@@ -75,9 +77,7 @@ class Run:
         """Write the record; a reader sees the old one or the new one, never half of either."""
         if hasattr(self, "_started"):
             self.record["seconds"] = round(self._seconds_before + time.monotonic() - self._started, 3)
-        written = self.record_file.with_suffix(".part")
-        written.write_text(json.dumps(self.record, indent=2) + "\n")
-        os.replace(written, self.record_file)
+        write_record(self.record_file, self.record)
 
     @rank_zero_only
     def finish(self, **results: Any) -> None:
@@ -97,17 +97,29 @@ def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:
     if not files:
         raise FileNotFoundError(f"{folder} is no folder of a run, and holds none: there is no run.json.")
     own = [file for file in files if file.parent == Path(folder)] or files
-    return {file.parent: _parsed(file) for file in own}
+    return {file.parent: read_record(file) for file in own}
 
 
-def _parsed(file: Path) -> dict[str, Any]:
+def write_record(file: Path, record: Mapping[str, Any]) -> None:
+    """Write a record with its digest, whole or not at all."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**record, DIGEST: digest(record)}, indent=2) + "\n")
+    os.replace(part, file)
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """Read the record of a run.
+
+    Raises:
+        ValueError: if it is not what was written.
+    """
     try:
         record = json.loads(file.read_text())
-        missing = {"command", "settings", "finished", "seconds", "sittings"} - set(record)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: {error}.") from None
-    if missing:
-        raise ValueError(f"{file} is no record of a run: it lacks {', '.join(sorted(missing))}.")
+        whole = record.pop(DIGEST) == digest(record)
+    except Exception as error:  # whatever is wrong with JSON, or with what it holds
+        raise ValueError(f"{file} is damaged, or no record of a run: {type(error).__name__}: {error}.") from None
+    if not whole:
+        raise ValueError(f"{file} is damaged: it is not what was written, as its digest shows.")
     return record
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,13 @@ from tqdm import tqdm
 
 from photonic_essl.distributed import with_global_batch_norm
 from photonic_essl.runs import Run
+from photonic_essl.torch_files import read_torch_file
 
 DEVICES = ("auto", "cpu", "gpu")
 OPTIMIZERS = ("adam", "sgd", "lars")
 STEPS_BETWEEN_LOGS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+CHECKPOINTED = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}
 _SHUFFLE, _STEP = 0, 1
 
 
@@ -284,7 +286,7 @@ def fit(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if there is no such device.
+        ValueError: if there is no such device, or the checkpoint is damaged.
         DivergenceError: if the loss stops being finite.
         KeyboardInterrupt: if the user stops the run.
     """
@@ -293,11 +295,22 @@ def fit(
         precision = "bf16-mixed" if device == "gpu" else "32-true"
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
+    checkpoint = _whole_checkpoint(run)
     with _quiet(), torch.random.fork_rng():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
         with _interruptible(trainer):
-            trainer.fit(module, ckpt_path=run.checkpoint if run.checkpoint.exists() else None, weights_only=True)
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     module.check_finite()
+
+
+def _whole_checkpoint(run: Run) -> Path | None:
+    """Return the run's checkpoint, if it has one; raises `ValueError` if that is damaged."""
+    if not run.checkpoint.exists():
+        return None
+    held = read_torch_file(run.checkpoint)
+    if not isinstance(held, Mapping) or not set(held) >= CHECKPOINTED:
+        raise ValueError(f"{run.checkpoint} is no checkpoint of a run; without it, the run begins anew.")
+    return run.checkpoint
 
 
 def _trainer(

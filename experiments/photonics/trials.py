@@ -1,7 +1,6 @@
 """One trial of the study: pre-train, fine-tune on a draw of labels, choose on validation, read the test split once."""
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -15,7 +14,7 @@ from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import relative_error
 from photonic_essl.pretraining import pretrain
 from photonic_essl.regression import Regressor
-from photonic_essl.runs import environment
+from photonic_essl.runs import environment, read_record
 from photonic_essl.training import resolved_device
 
 SUPERVISED = "supervised"
@@ -125,7 +124,7 @@ def _train(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> tuple[Reg
     results = _pretrain(trial, plan, data, runs) if trial.pretrains else {}
     out = runs / trial.folder
     model = _finetune(trial, plan, data, runs, out, plan.file(data, "validation"))
-    record = _record(out)
+    record = read_record(out / "run.json")
     return model, results | {
         "seconds": record["seconds"],
         "validation_relative_error": record["results"]["validation_relative_error"],
@@ -147,7 +146,7 @@ def _pretrain(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[s
         seed=trial.pretraining_seed,
         progress=False,
     )
-    record = _record(out)
+    record = read_record(out / "run.json")
     return {
         "pretraining_seconds": record["seconds"],
         "unlabelled_data": record["settings"]["data"],
@@ -180,7 +179,7 @@ def _published_protocol(trial: Trial, plan: DatasetPlan, data: Path, runs: Path)
     out = runs / f"{trial.folder}-published-protocol"
     _finetune(trial, plan, data, runs, out, plan.file(data, "test"))
     remove_checkpoints(out)
-    error = _record(out)["results"]["validation_relative_error"]
+    error = read_record(out / "run.json")["results"]["validation_relative_error"]
     return {"relative_error_published_protocol": error}
 
 
@@ -199,10 +198,6 @@ def remove_checkpoints(folder: Path) -> None:
     """Remove what only an unfinished run needs, and logs that would be many."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _record(run: Path) -> dict[str, Any]:
-    return json.loads((run / "run.json").read_text())
 
 
 def _environment() -> dict[str, Any]:

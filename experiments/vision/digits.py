@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from photonic_essl.runs import environment
+from photonic_essl.runs import environment, read_record
 from photonic_essl.symmetry import quarter_turns
+from photonic_essl.torch_files import read_torch_file
 from photonic_essl.vision.backbones import load_encoder
 from photonic_essl.vision.classification import probe
 from photonic_essl.vision.datasets import load_images
@@ -33,8 +34,8 @@ def measured(recipe: str, seed: int) -> dict:
     out = RUNS / recipe / f"seed-{seed}"
     pretrain("digits", out=out, recipe=recipe, seed=seed, device="cpu")
     accuracy = {"linear": probe(out, data="digits", device="cpu", progress=False), "knn": knn(str(out), device="cpu")}
-    runs = [json.loads((out / "probe" / f"seed-{number}" / "run.json").read_text()) for number in range(5)]
-    record = json.loads((out / "run.json").read_text())
+    runs = [read_record(out / "probe" / f"seed-{number}" / "run.json") for number in range(5)]
+    record = read_record(out / "run.json")
     return {
         "seed": seed,
         "accuracy": accuracy,
@@ -49,7 +50,7 @@ def turns_told(run: Path) -> list[float]:
     """Return for each digit, 0 to 9, what part of the four turns of test images the head tells rightly."""
     images, encoder = load_images("digits").test, load_encoder(run)
     prefix = "classifier."
-    held = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    held = read_torch_file(run / "checkpoints" / "last.ckpt")["state_dict"]
     weights = {name.removeprefix(prefix): value for name, value in held.items() if name.startswith(prefix)}
     matrices = [value for value in weights.values() if value.ndim == 2]
     head = classification_head([matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)])

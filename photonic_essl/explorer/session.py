@@ -14,6 +14,7 @@ from photonic_essl.bands import band_gaps
 from photonic_essl.explorer.solver_process import SolverProcess
 from photonic_essl.metrics import relative_error
 from photonic_essl.regression import Regressor, load_regressor
+from photonic_essl.runs import read_record
 from photonic_essl.symmetry import TransformGroup, group
 
 COPIES = 8  # of a cell, from which the range of its predictions is taken
@@ -45,7 +46,7 @@ class Predictor:
     def __init__(self, folder: Path):
         self.folder = folder
         self.regressor: Regressor = load_regressor(folder)
-        record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").is_file() else {}
+        record = read_record(folder / "run.json") if (folder / "run.json").is_file() else {}
         facts = (record.get("sittings") or [{}])[-1]
         # Regressors that do not say so are of the published kind: TM, square lattice.
         self.polarization = facts.get("polarization") or "tm"

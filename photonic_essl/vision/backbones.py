@@ -1,6 +1,5 @@
 """Encoders of images: torchvision's ResNets, under its names for their weights, and a small one for the digits."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +8,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from photonic_essl.encoders import MODEL_CARD, Encoder, load_folder, make_network
+from photonic_essl.encoders import Encoder, make_network
+from photonic_essl.saving import MODEL_CARD, load_folder, read_folder
 
 
 def imagenet_resnet18(channels: int = 3, grid: tuple[int, int] = (224, 224)) -> ResNet:
@@ -115,8 +115,6 @@ def load_encoder(path: str | Path, factory: str | None = None) -> ImageEncoder:
     """
     if factory is None:
         return load_folder(ImageEncoder, path)
-    if not (Path(path) / "config.json").is_file():
-        raise FileNotFoundError(f"{path} holds no saved encoder: there is no config.json.")
-    settings = json.loads((Path(path) / "config.json").read_text())
+    settings, _ = read_folder(path, "image encoder")
     network = make_network(factory, settings["channels"], settings["grid"], BACKBONES)
     return load_folder(ImageEncoder, path, network)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from photonic_essl.finetuning import weights_fingerprint
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
+from photonic_essl.saving import weights_fingerprint
 from photonic_essl.training import SeededModule, derived_seed, fit
 from photonic_essl.vision.augmentation import PUBLISHED_AUGMENTATIONS, Augmentation
 from photonic_essl.vision.backbones import ImageEncoder, load_encoder

@@ -1,13 +1,13 @@
 """Weights under torchvision's names: published with arXiv 2111.00899 (`resnet50.pth`), and ours for others to load."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from photonic_essl.encoders import load_folder
+from photonic_essl.saving import load_folder
+from photonic_essl.torch_files import read_torch_file
 from photonic_essl.vision.backbones import ImageEncoder
 from photonic_essl.vision.datasets import STANDARDISATIONS
 
@@ -36,8 +36,6 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> ImageEncoder:
         FileExistsError: if the folder exists.
         ValueError: if the file holds something else.
     """
-    if not Path(source).is_file():
-        raise FileNotFoundError(f"no weights at {source}")
     if Path(out).exists():
         raise FileExistsError(f"{out} exists; choose another folder.")
     weights = _read(source)
@@ -56,14 +54,12 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> ImageEncoder:
 
 
 def _read(source: str | Path) -> dict[str, Tensor]:
-    try:
-        held = torch.load(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        raise ValueError(f"{source} is no file of weights: it holds more than tensors, or is damaged.") from None
+    held = read_torch_file(source)
     state = held.get("backbone", held) if isinstance(held, Mapping) else None
-    if not isinstance(state, Mapping) or not isinstance(state.get("conv1.weight"), Tensor):
+    stem = state.get("conv1.weight") if isinstance(state, Mapping) else None
+    if not isinstance(stem, Tensor) or stem.ndim != 4:
         raise ValueError(f"{source} holds no weights of a ResNet under torchvision's names: there is no conv1.weight.")
-    return {name: value for name, value in state.items() if not name.startswith("fc.")}
+    return {str(name): value for name, value in state.items() if not str(name).startswith("fc.")}
 
 
 def export_encoder(model: str | Path, *, out: str | Path) -> None:

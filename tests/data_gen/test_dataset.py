@@ -1,3 +1,4 @@
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
@@ -106,8 +107,96 @@ def test_a_damaged_chunk_is_not_read(tmp_path, name):
     body = bytearray(path.read_bytes())
     body[where + 5] ^= 1
     path.write_bytes(body)
-    with pytest.raises((OSError, ValueError)):
+    with pytest.raises(ValueError, match=f"{path} .*damaged"):
         data_gen.open_dataset(path).load()
+
+
+def test_a_damaged_chunk_is_named_when_it_is_read_and_not_before(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    with h5py.File(path) as file:
+        where = file["dos"].id.get_chunk_info(0).byte_offset
+    body = bytearray(path.read_bytes())
+    body[where + 5] ^= 1
+    path.write_bytes(body)
+    with data_gen.open_dataset(path) as dataset:
+        dataset["epsilon"].load()
+        for read in (lambda: dataset["dos"].values, lambda: dataset.isel(sample=[1])["dos"].mean().values):
+            with pytest.raises(ValueError, match=f"^{path} is damaged: `dos` cannot be read") as caught:
+                read()
+            assert "\n" not in str(caught.value)
+
+
+def _edit(change):
+    def damage(path):
+        with h5py.File(path, "r+") as file:
+            change(file)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.attrs.modify("family", "gpm"),
+        lambda file: file.attrs.modify("seed", 1),
+        lambda file: file.attrs.create("polarization", "te"),
+        lambda file: file["dos"].attrs.modify("units", "1"),
+        lambda file: file.move("dos_error", "error"),
+        lambda file: file.pop("dos_error"),
+    ],
+)
+def test_all_that_a_file_says_of_itself_counts(change, tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    _edit(change)(path)
+    with pytest.raises(ValueError, match=f"{path} is damaged: its attributes, names, shapes or units are not those"):
+        data_gen.open_dataset(path)
+
+
+def test_what_is_made_from_a_file_may_say_something_else(tmp_path):
+    write(tmp_path / "a.h5", [arrays(3)], 3)
+    with data_gen.open_dataset(tmp_path / "a.h5") as dataset:
+        dataset.isel(sample=[0, 2]).assign_attrs(family="mine").to_netcdf(tmp_path / "b.h5", engine="h5netcdf")
+    with data_gen.open_dataset(tmp_path / "b.h5") as dataset:
+        assert dataset.attrs["family"] == "mine"
+        assert dataset.sizes["sample"] == 2
+
+
+def test_parts_that_are_missing_are_not_taken_for_zeros(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(300)], 300)
+
+    def without_the_second_half(file):
+        values = file["epsilon"][:256]
+        attributes = dict(file["epsilon"].attrs)
+        del file["epsilon"]
+        made = file.create_dataset("epsilon", (300, 4, 4), "f4", chunks=(256, 4, 4))
+        made[:256] = values
+        for name in ("units", "long_name"):
+            made.attrs[name] = attributes[name]
+        for axis, name in enumerate(("sample", "x", "y")):
+            made.dims[axis].attach_scale(file[name])
+
+    _edit(without_the_second_half)(path)
+    with pytest.raises(ValueError, match=f"{path} is damaged: `epsilon` is not whole"):
+        data_gen.open_dataset(path)
+
+
+def test_a_status_that_is_none_is_refused(tmp_path):
+    block = arrays(3)
+    block["status"][1] = 7
+    write(tmp_path / "a.h5", [block], 3)
+    with pytest.raises(ValueError, match="`status` must be 0 or 1 everywhere"):
+        data_gen.open_dataset(tmp_path / "a.h5")
+
+
+def test_nothing_is_printed_about_a_file_that_is_none(tmp_path, capfd):
+    (tmp_path / "a.h5").write_bytes(b"not a dataset")
+    with pytest.raises(ValueError, match="cannot be read as a dataset file"):
+        data_gen.open_dataset(tmp_path / "a.h5")
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):

@@ -1,11 +1,10 @@
-import json
-
 import pytest
 import torch
 from torch import nn
 
-from photonic_essl.encoders import Encoder, load_folder, make_network, multilayer
+from photonic_essl.encoders import Encoder, make_network, multilayer
 from photonic_essl.periodic import PeriodicConvolution
+from photonic_essl.saving import load_folder
 
 
 def own_network(channels, grid):
@@ -123,16 +122,3 @@ def test_bad_names_and_grids_are_refused():
         make_network("light", 1, (30, 30))
     with pytest.raises(ValueError, match="not a preset, and has to be given"):
         Encoder("os:getcwd")
-
-
-def test_folders_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no saved encoder: there is no config.json"):
-        load_folder(Encoder, tmp_path)
-    Encoder("light").save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**settings, "name": "paper"}))
-    with pytest.raises(ValueError, match="of another architecture"):
-        load_folder(Encoder, tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"layers": 3}))
-    with pytest.raises(ValueError, match="holds no encoder: its settings are layers"):
-        load_folder(Encoder, tmp_path)

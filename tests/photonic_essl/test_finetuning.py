@@ -14,6 +14,7 @@ from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.pretraining import pretrain
 from photonic_essl.recipes import load_recipe
 from photonic_essl.regression import Regressor, evaluate, load_regressor, predict
+from photonic_essl.runs import read_record, write_record
 
 from .conftest import write_cells
 from .test_encoders import own_network
@@ -79,8 +80,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(finished, labelle
 
 def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, labelled, cells, tmp_path):
     again = shutil.copytree(finished, tmp_path / "again")
-    record = json.loads((again / "run.json").read_text())
-    (again / "run.json").write_text(json.dumps(record | {"finished": False}))
+    write_record(again / "run.json", read_record(again / "run.json") | {"finished": False})
     (again / "model.safetensors").unlink()
     ended = finetune(labelled, again, labels=10, **SMALL)
     assert torch.equal(ended(cells.epsilon), load_regressor(finished)(cells.epsilon))

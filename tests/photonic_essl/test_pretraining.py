@@ -19,6 +19,7 @@ from photonic_essl.plotting import read_log
 from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain
 from photonic_essl.probing import probe_error
 from photonic_essl.recipes import load_recipe, recipe_names
+from photonic_essl.runs import read_record, write_record
 from photonic_essl.symmetry import group
 from photonic_essl.training import DivergenceError
 
@@ -115,11 +116,24 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_
 
 def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, unlabelled, labelled, tmp_path):
     again = shutil.copytree(finished, tmp_path / "again")
-    record = json.loads((again / "run.json").read_text())
-    (again / "run.json").write_text(json.dumps(record | {"finished": False}))
+    write_record(again / "run.json", read_record(again / "run.json") | {"finished": False})
     (again / "model.safetensors").unlink()
     pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
     assert same(weights(again), weights(finished))
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(finished, unlabelled, labelled, tmp_path):
+    again = shutil.copytree(finished, tmp_path / "again")
+    write_record(again / "run.json", read_record(again / "run.json") | {"finished": False})
+    checkpoint = again / "checkpoints" / "last.ckpt"
+    body = bytearray(checkpoint.read_bytes())
+    body[len(body) // 2] ^= 1
+    checkpoint.write_bytes(body)
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged"):
+        pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
+    torch.save({"state_dict": {}}, checkpoint)
+    with pytest.raises(ValueError, match=r"last.ckpt is no checkpoint of a run; without it, the run begins anew"):
+        pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
 
 
 @pytest.mark.slow

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from photonic_essl.encoders import Encoder, load_folder
+from photonic_essl.encoders import Encoder
 from photonic_essl.published import import_encoder
+from photonic_essl.saving import load_folder
 
 
 def published_state(seed=0):
@@ -38,7 +39,8 @@ class Code:
     ("held", "message"),
     [
         ({"weights": {}}, "is no published checkpoint"),
-        ({"model_state_dict": Code()}, "is no published checkpoint"),
+        ([1, 2], "is no published checkpoint"),
+        ({"model_state_dict": Code()}, "holds more than tensors"),
         ({"model_state_dict": {"enc.fcpart.0.weight": torch.ones(3)}}, "of another architecture"),
     ],
 )

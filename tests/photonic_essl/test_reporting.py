@@ -14,7 +14,7 @@ from photonic_essl.metrics import relative_errors
 from photonic_essl.pretraining import pretrain
 from photonic_essl.regression import load_regressor
 from photonic_essl.reporting import report
-from photonic_essl.runs import read_records
+from photonic_essl.runs import read_record, read_records, write_record
 
 from .conftest import write_cells
 
@@ -141,9 +141,9 @@ def test_representation_of_a_pretraining_needs_no_labels(folder, unlabelled, tmp
 
 def test_data_that_are_gone_are_called_so(folder, tmp_path):
     shutil.copytree(folder / "encoder", tmp_path / "encoder")
-    record = json.loads((tmp_path / "encoder" / "run.json").read_text())
+    record = read_record(tmp_path / "encoder" / "run.json")
     record["settings"]["data"] = "0" * 16
-    (tmp_path / "encoder" / "run.json").write_text(json.dumps(record))
+    write_record(tmp_path / "encoder" / "run.json", record)
     report(tmp_path / "encoder", out=tmp_path / "a.html")
     assert "The file is not where it was, or holds other cells now" in (tmp_path / "a.html").read_text()
 
@@ -161,7 +161,10 @@ def test_bad_input_is_one_line(folder, unlabelled, tmp_path, capsys):
     (tmp_path / "run.json").write_text("{")
     assert "run.json is damaged" in refused("--run", tmp_path, "--out", out)
     (tmp_path / "run.json").write_text("{}")
-    assert "it lacks command, finished" in refused("--run", tmp_path, "--out", out)
+    assert "run.json is damaged, or no record of a run" in refused("--run", tmp_path, "--out", out)
+    record = (folder / "model" / "run.json").read_text()
+    (tmp_path / "run.json").write_text(record.replace('"labels": ', '"labels": 1'))
+    assert "run.json is damaged: it is not what was written" in refused("--run", tmp_path, "--out", out)
     assert not out.exists()
 
 

@@ -42,13 +42,14 @@ def test_a_resnet_for_small_images_is_one_of_torchvisions_with_another_stem(tmp_
 
 
 def test_what_is_no_resnet_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights at"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         import_encoder(tmp_path / "nothing.pth", out=tmp_path / "encoder")
     file = tmp_path / "weights.pth"
     for held, message in (
         ({"weight": torch.zeros(1)}, "there is no conv1.weight"),
         ({"conv1.weight": torch.zeros(64, 3, 7, 7)}, "holds no resnet18 of torchvision's"),
-        (resnet18, "holds more than tensors, or is damaged"),
+        (resnet18, "is damaged, or holds more than tensors"),
+        ({"conv1.weight": torch.zeros(64)}, "there is no conv1.weight"),
     ):
         torch.save(held, file)
         with pytest.raises(ValueError, match=message):
