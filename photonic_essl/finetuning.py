@@ -82,7 +82,7 @@ def finetune(
         label_seed: of the draw of the cells to train on.
         device: cpu, gpu, or auto: a GPU if there is one.
         precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
-        compile: whether to compile the network with torch.compile.
+        compile: whether to compile the encoder with torch.compile.
         progress: whether to show a progress bar.
 
     Returns:
@@ -134,7 +134,7 @@ def finetune(
     if pretrained_encoder:
         regressor.encoder.load_state_dict(pretrained_encoder.state_dict())
     if compile:
-        regressor.compile()
+        regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     best = BestOnValidation(validated_on)
     physics = {"family": cells.attributes["family"], "polarization": cells.attributes.get("polarization")}
