@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -280,7 +281,7 @@ class FineTuning(SeededModule):
         """Move all cells to the device, where they stay."""
         self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
 
-    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch."""
         cells = self.augmentation.sample(self.cells[rows], generator)
         wanted = self.dos[rows] - self.regressor.empty_lattice

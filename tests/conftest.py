@@ -1,7 +1,11 @@
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
-from data_gen.solvers import mpb
+from tests import shapes
+
+# Before either package is imported.
+install_import_hook(["data_gen", "photonic_essl"], f"{shapes.__name__}.checked")
 
 
 def pytest_configure(config):
@@ -9,6 +13,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    from data_gen.solvers import mpb
+
     needs_mpb = [item for item in items if "mpb" in item.keywords]
     if needs_mpb and not mpb.is_available():
         for item in needs_mpb:
