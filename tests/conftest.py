@@ -1,8 +1,14 @@
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 
 from tests import shapes
+
+# Of property tests: the same few examples everywhere, or with `--hypothesis-profile many` new ones each time.
+hypothesis.settings.register_profile("few", max_examples=10, derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("many", max_examples=300, database=None, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("few")
 
 # Before either package is imported.
 install_import_hook(["data_gen", "photonic_essl"], f"{shapes.__name__}.checked")
