@@ -19,6 +19,7 @@ import math
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float64
 
 from data_gen.lattices import reciprocal_vectors, wavevector_grid
 
@@ -33,11 +34,11 @@ STATES_AT_ONCE = 2**15  # of all cells of a batch: about 10 MB, which a core's c
 
 
 @functools.cache
-def _default_frequency() -> np.ndarray:
+def _default_frequency() -> Float64[np.ndarray, " frequency"]:
     return np.linspace(0.0, 1.2, 500)
 
 
-def scaled_frequencies() -> np.ndarray:
+def scaled_frequencies() -> Float64[np.ndarray, " frequency"]:
     """Return the scaled frequencies of a label: 500 points, 0 … 1.2, in 2πc/a."""
     return _default_frequency().copy()
 
@@ -112,29 +113,29 @@ def check_smoothing(smoothing: float | str) -> None:
 
 
 def integrate(
-    frequency: torch.Tensor,
-    group_velocity: torch.Tensor,
-    epsilon_mean: torch.Tensor,
+    frequency: Float64[torch.Tensor, "sample k band"],
+    group_velocity: Float64[torch.Tensor, "sample k band 2"],
+    epsilon_mean: Float64[torch.Tensor, " sample"],
     *,
     n: int,
-    basis: np.ndarray,
-    scaled_frequency: torch.Tensor,
+    basis: Float64[np.ndarray, "2 2"],
+    scaled_frequency: Float64[torch.Tensor, " point"],
     smoothing: float | str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Float64[torch.Tensor, "sample point"], Float64[torch.Tensor, " sample"]]:
     """Return D/n at the scaled frequencies, and the highest scaled frequency that the bands cover.
 
     Args:
-        frequency: shape `(sample, k, band)`, float64, in 2πc/a, on `wavevector_grid(n)` or on the first half of it,
-            `(n² + 1) // 2` wavevectors, which time reversal mirrors onto the rest.
-        group_velocity: shape `(sample, k, band, 2)`, Cartesian, in c.
-        epsilon_mean: shape `(sample,)`.
+        frequency: in 2πc/a, on `wavevector_grid(n)` or on the first half of it, `(n² + 1) // 2` wavevectors, which time
+            reversal mirrors onto the rest.
+        group_velocity: Cartesian, in c.
+        epsilon_mean: of each cell.
         n: number of wavevectors along each reciprocal vector.
-        basis: lattice vectors `(2, 2)`, one a row, in units of a.
-        scaled_frequency: shape `(point,)`, ascending.
+        basis: lattice vectors, one a row, in units of a.
+        scaled_frequency: where D/n is wanted, ascending.
         smoothing: as in `density_of_states`.
 
     Returns:
-        D/n, shape `(sample, point)`, and the covered scaled frequency, shape `(sample,)`.
+        D/n, and the covered scaled frequency.
     """
     count = max(1, STATES_AT_ONCE // frequency[0].numel())
     if len(frequency) > count:
@@ -163,25 +164,29 @@ def integrate(
     return _interpolate(density, scaled_frequency / step[:, None]), covered
 
 
-def half_widths(group_velocity: torch.Tensor, n: int, basis: np.ndarray) -> torch.Tensor:
-    """Return by how much a band rises from the centre of its k-cell to the middle of each pair of edges, `(…, 2)`."""
+def half_widths(
+    group_velocity: Float64[torch.Tensor, "*state 2"], n: int, basis: Float64[np.ndarray, "2 2"]
+) -> Float64[torch.Tensor, "*state 2"]:
+    """Return by how much a band rises from the centre of its k-cell to the middle of each pair of edges."""
     edges = torch.as_tensor(
         reciprocal_vectors(basis) / (2 * n), dtype=group_velocity.dtype, device=group_velocity.device
     )
     return (group_velocity @ edges.T).abs()
 
 
-def bend(group_velocity: torch.Tensor, n: int, basis: np.ndarray) -> torch.Tensor:
-    """Return by how much the mean of a band over its k-cell lies above its centre, `(sample, k, band)`.
+def bend(
+    group_velocity: Float64[torch.Tensor, "sample k band 2"], n: int, basis: Float64[np.ndarray, "2 2"]
+) -> Float64[torch.Tensor, "sample k band"]:
+    """Return by how much the mean of a band over its k-cell lies above its centre.
 
     The mean of the change of slope to the next cell and that from the last one counts, but at most twice the smaller,
     and none if they differ in sign: where bands cross or nearly cross, one of the two belongs to another band. In the
     finite-volume literature this is the monotonised central limiter (van Leer, J. Comput. Phys. 23 (1977) 276).
 
     Args:
-        group_velocity: shape `(sample, k, band, 2)`, on the n × n grid or its first half.
+        group_velocity: on the n × n grid or its first half.
         n: number of wavevectors along each reciprocal vector.
-        basis: lattice vectors `(2, 2)`, one a row.
+        basis: lattice vectors, one a row.
     """
     samples, wavevectors, bands, _ = group_velocity.shape
     if n < 3:
@@ -203,7 +208,12 @@ def bend(group_velocity: torch.Tensor, n: int, basis: np.ndarray) -> torch.Tenso
     return total.view(samples, n * n, bands)[:, :wavevectors] / 24
 
 
-def histogram(centre: torch.Tensor, half_width: torch.Tensor, weight: torch.Tensor, bins: int) -> torch.Tensor:
+def histogram(
+    centre: Float64[torch.Tensor, "sample state"],
+    half_width: Float64[torch.Tensor, "sample state 2"],
+    weight: Float64[torch.Tensor, " state"],
+    bins: int,
+) -> Float64[torch.Tensor, "sample {bins}"]:
     """Return the mean over each bin [j, j + 1) of the density of all states, folded at zero frequency.
 
     A state is a trapezoid: the convolution of two boxes, of half widths w₁ and w₂, about its centre. Its second
@@ -211,13 +221,13 @@ def histogram(centre: torch.Tensor, half_width: torch.Tensor, weight: torch.Tens
     constant, for the density is even in frequency.
 
     Args:
-        centre: shape `(sample, state)`, in bins.
-        half_width: shape `(sample, state, 2)`, in bins, at least 0.
-        weight: shape `(state,)`.
+        centre: in bins.
+        half_width: in bins, at least 0.
+        weight: of each state.
         bins: number of bins; what lies above is left out.
 
     Returns:
-        Shape `(sample, bins)`, in states per bin; sums to the weight of the states that lie within the range.
+        Density in states per bin; sums to the weight of the states that lie within the range.
     """
     half_width = half_width.clamp(min=0.5)  # flat bands and cell edges: half a bin, far below the smoothing
     w1, w2 = half_width.unbind(-1)
@@ -244,9 +254,11 @@ def histogram(centre: torch.Tensor, half_width: torch.Tensor, weight: torch.Tens
 
 
 def _states(
-    frequency: torch.Tensor, half_width: torch.Tensor, n: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return centre `(sample, state)`, half_width `(sample, state, 2)` and weight `(state,)` of every k-cell and band.
+    frequency: Float64[torch.Tensor, "sample k band"], half_width: Float64[torch.Tensor, "sample k band 2"], n: int
+) -> tuple[
+    Float64[torch.Tensor, "sample state"], Float64[torch.Tensor, "sample state 2"], Float64[torch.Tensor, " state"]
+]:
+    """Return centre, half width and weight of every k-cell and band.
 
     At Γ the lowest band is the tip of a cone, which no plane fits: its k-cell is divided, on the cone
     ω² = κᵀMκ through the neighbouring wavevectors.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float64, Int64
 
 from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate, scaled_frequencies
 from data_gen.lattices import basis_vectors, wavevector_grid
@@ -118,11 +119,11 @@ def label(
 
 def label_cells(
     cells: torch.Tensor,
-    basis: np.ndarray,
+    basis: Float64[np.ndarray, "2 2"],
     resolution: int | None,
     settings: LabelSettings,
     *,
-    point_group: np.ndarray | None = None,
+    point_group: Int64[np.ndarray, "operation 2 2"] | None = None,
     keep_bands: bool = False,
 ) -> dict[str, np.ndarray]:
     """Label a batch of cells.
@@ -248,8 +249,12 @@ def _attempt(
 
 
 def density(
-    half: Bands, n: int, cells: torch.Tensor, basis: np.ndarray, settings: LabelSettings
-) -> tuple[torch.Tensor, torch.Tensor]:
+    half: Bands,
+    n: int,
+    cells: Float64[torch.Tensor, "sample x y"],
+    basis: Float64[np.ndarray, "2 2"],
+    settings: LabelSettings,
+) -> tuple[Float64[torch.Tensor, "sample 500"], Float64[torch.Tensor, " sample"]]:
     """Return D/n at the scaled frequencies of a label, from the bands of half the n × n grid; see `integrate`."""
     return integrate(
         half.frequency,
@@ -272,7 +277,9 @@ def _full_grid(half: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]
     }
 
 
-def distance(density: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Return Σ|D - D_ref| / Σ|D_ref| over the metric's points, shape `(sample,)`."""
+def distance(
+    density: Float64[torch.Tensor, "sample 500"], reference: Float64[torch.Tensor, "sample 500"]
+) -> Float64[torch.Tensor, " sample"]:
+    """Return Σ|D - D_ref| / Σ|D_ref| over the metric's points."""
     difference = (density - reference)[:, METRIC].abs().sum(dim=1)
     return difference / reference[:, METRIC].abs().sum(dim=1)

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 # One member of each of the five Bravais types; the shape of the last three is free, and this is the one that our
 # families use. Vectors one a row, in units of a; that of the centred rectangular lattice is its primitive cell.
@@ -15,14 +16,14 @@ LATTICES = {
 }
 
 
-def basis_vectors(lattice: str | np.ndarray = "square") -> np.ndarray:
+def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "2 2"]:
     """Return the lattice basis, one vector a row.
 
     Args:
         lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a.
 
     Returns:
-        Basis vectors with shape `(2, 2)`, float64, in units of a.
+        Basis vectors, one a row, in units of a.
 
     Raises:
         ValueError: if the name is unknown, or the vectors are not finite, not `(2, 2)`, or span no area.
@@ -39,19 +40,19 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> np.ndarray:
     return basis
 
 
-def reciprocal_vectors(basis: np.ndarray) -> np.ndarray:
-    """Return the reciprocal basis, one vector a row, shape `(2, 2)`, in units of 2π/a (so that bᵢ·aⱼ = δᵢⱼ)."""
+def reciprocal_vectors(basis: Float64[np.ndarray, "2 2"]) -> Float64[np.ndarray, "2 2"]:
+    """Return the reciprocal basis, one vector a row, in units of 2π/a (so that bᵢ·aⱼ = δᵢⱼ)."""
     return np.linalg.inv(basis).T
 
 
-def wavevector_grid(n: int) -> np.ndarray:
+def wavevector_grid(n: int) -> Float64[np.ndarray, "{n*n} 2"]:
     """Return the centres of a uniform n × n grid over the whole Brillouin zone.
 
     Args:
         n: number of points along each reciprocal vector, at least 1.
 
     Returns:
-        Wavevectors with shape `(n * n, 2)`, float64, in units of the reciprocal vectors, each in (-½, ½); the
+        Wavevectors in units of the reciprocal vectors, each in (-½, ½); the
         second component varies fastest, and entry `i` and entry `n * n - 1 - i` are k and -k.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float32, Float64
 
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from photonic_essl.metrics import FREQUENCIES, PREDICTED
@@ -17,15 +18,15 @@ class Cells:
     """Unit cells in memory.
 
     Attributes:
-        epsilon: relative permittivity, shape `(sample, 1, x, y)`, float32.
-        dos: density of states D/n on the 400 scaled frequencies that networks predict, shape `(sample, frequency)`,
-            float32; None where labels were not asked for.
+        epsilon: relative permittivity.
+        dos: density of states D/n on the 400 scaled frequencies that networks predict; None where labels were not
+            asked for.
         attributes: what the file says of itself: `family`, `lattice`, `polarization`, …
         fingerprint: a hash of the cells and labels, the same for equal contents.
     """
 
-    epsilon: torch.Tensor
-    dos: torch.Tensor | None
+    epsilon: Float32[torch.Tensor, "sample 1 x y"]
+    dos: Float32[torch.Tensor, "sample 400"] | None
     attributes: dict
     fingerprint: str
 
@@ -42,8 +43,8 @@ class Cells:
         return tuple(self.epsilon.shape[2:])
 
     @property
-    def lattice(self) -> torch.Tensor:
-        """Lattice vectors, shape `(2, 2)`, float64, one a row, in units of a."""
+    def lattice(self) -> Float64[torch.Tensor, "2 2"]:
+        """Lattice vectors, one a row, in units of a."""
         return torch.as_tensor(self.attributes["lattice"], dtype=torch.float64).reshape(2, 2)
 
 

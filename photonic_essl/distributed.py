@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -42,8 +43,8 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
-def gathered(values: Tensor) -> Tensor:
-    """Return the rows `(row, width)` of all processes, in the order of the shared batch.
+def gathered(values: Float[Tensor, "own width"]) -> Float[Tensor, "all width"]:
+    """Return the rows of all processes, in the order of the shared batch.
 
     Gradients flow back to where the rows came from. A loss of all rows, computed alike on every process, then has the
     gradient that one process would find: the sum over processes that flows back is undone by the mean over processes

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from photonic_essl.periodic import PeriodicConvolution
@@ -43,8 +44,8 @@ class ConvolutionalNetwork(nn.Module):
         # Channels last is the layout that convolutions are fastest in, on CPUs as on GPUs.
         self.trunk, self.head, self.stride = trunk.to(memory_format=torch.channels_last), head, stride
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the representation of cells `(batch, channel, x, y)`, shape `(batch, features)`."""
+    def forward(self, x: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch features"]:
+        """Return the representation of cells."""
         return self.head(self.trunk(x.contiguous(memory_format=torch.channels_last)))
 
 
@@ -213,15 +214,8 @@ class Encoder(
         network = None if name in cls.presets else make_network(name, channels, grid, cls.presets)
         return cls(name, channels, grid, **standardisation, network=network)
 
-    def forward(self, epsilon: Tensor) -> Tensor:
-        """Return the representation of each cell.
-
-        Args:
-            epsilon: relative permittivity, shape `(batch, channel, x, y)`.
-
-        Returns:
-            Shape `(batch, features)`.
-        """
+    def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch {self.features}"]:
+        """Return the representation of each cell, given its relative permittivity."""
         return self.network((epsilon - self.lowest) / (self.highest - self.lowest))
 
     def _features(self) -> int:

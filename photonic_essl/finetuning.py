@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -82,7 +83,7 @@ def finetune(
         label_seed: of the draw of the cells to train on.
         device: cpu, gpu, or auto: a GPU if there is one.
         precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
-        compile: whether to compile the network with torch.compile.
+        compile: whether to compile the encoder with torch.compile.
         progress: whether to show a progress bar.
 
     Returns:
@@ -134,7 +135,7 @@ def finetune(
     if pretrained_encoder:
         regressor.encoder.load_state_dict(pretrained_encoder.state_dict())
     if compile:
-        regressor.compile()
+        regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     best = BestOnValidation(validated_on)
     physics = {"family": cells.attributes["family"], "polarization": cells.attributes.get("polarization")}
@@ -272,7 +273,7 @@ class FineTuning(SeededModule):
         """Move all cells to the device, where they stay."""
         self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
 
-    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch."""
         cells = self.augmentation.sample(self.cells[rows], generator)
         wanted = self.dos[rows] - self.regressor.empty_lattice

@@ -1,6 +1,7 @@
 """What a density of states is compared with, and how: the scaled frequencies, the empty lattice, the paper's metric."""
 
 import numpy as np
+from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
 FREQUENCIES = np.linspace(0.0, 1.2, 500)
@@ -56,7 +57,7 @@ def relative_error(predicted: ArrayLike, true: ArrayLike) -> float:
     return float(relative_errors(predicted, true).mean())
 
 
-def _scored(name: str, values: ArrayLike) -> np.ndarray:
+def _scored(name: str, values: ArrayLike) -> Float64[np.ndarray, "*cells 300"]:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or values.shape[-1] not in (PREDICTED, len(FREQUENCIES)):
         raise ValueError(

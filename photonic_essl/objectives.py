@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float, Int64
 from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from photonic_essl.symmetry import TransformGroup
+from photonic_essl.symmetry import Cells, TransformGroup
+
+Projections = Sequence[Float[Tensor, "batch width"]]
+Loss = Float[Tensor, ""]
 
 
 class SimCLR(nn.Module):
@@ -31,8 +35,8 @@ class SimCLR(nn.Module):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         self.loss = NTXentLoss(temperature=temperature)
 
-    def forward(self, projections: Sequence[Tensor]) -> Tensor:
-        """Return the loss of two projections, each `(batch, width)`.
+    def forward(self, projections: Projections) -> Loss:
+        """Return the loss of two projections.
 
         Raises:
             ValueError: if the batch is a single cell, which has no other to be told apart from.
@@ -60,8 +64,8 @@ class InfoNCE(nn.Module):
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
         self.temperature = temperature
 
-    def forward(self, projections: Sequence[Tensor]) -> Tensor:
-        """Return the loss of two projections, each `(batch, width)`."""
+    def forward(self, projections: Projections) -> Loss:
+        """Return the loss of two projections."""
         first, second = (functional.normalize(view, dim=1) for view in projections)
         similarity = first @ second.T / self.temperature
         same = torch.arange(len(first), device=first.device)
@@ -77,8 +81,8 @@ class SimSiam(nn.Module):
         super().__init__()
         self.loss = NegativeCosineSimilarity()
 
-    def forward(self, projections: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
-        """Return the loss of two projections and the predictor's output on each, all `(batch, width)`."""
+    def forward(self, projections: Projections, predictions: Projections) -> Loss:
+        """Return the loss of two projections and the predictor's output on each."""
         (first, second), (from_first, from_second) = projections, predictions
         return (self.loss(from_first, second.detach()) + self.loss(from_second, first.detach())) / 2
 
@@ -98,8 +102,8 @@ class BarlowTwins(nn.Module):
             raise ValueError(f"`off_diagonal_weight` must not be negative, got {off_diagonal_weight}.")
         self.loss = BarlowTwinsLoss(lambda_param=off_diagonal_weight)
 
-    def forward(self, projections: Sequence[Tensor]) -> Tensor:
-        """Return the loss of two projections, each `(batch, width)`.
+    def forward(self, projections: Projections) -> Loss:
+        """Return the loss of two projections.
 
         Raises:
             ValueError: if the batch is a single cell, over which nothing correlates.
@@ -116,21 +120,21 @@ class Question(NamedTuple):
     """Transformed cells, and what a prediction head is asked about them.
 
     Attributes:
-        cells: shape `(copy, channel, x, y)`.
-        rows: which copies the head sees for each answer, shape `(answer, 1 or 2)`, int64.
-        target: the right answers, shape `(answer,)`, int64 labels, or `(answer, 2)`, shifts in parts of the cell.
+        cells: copies of the cells.
+        rows: which copies the head sees for each answer, one or two.
+        target: the right answers: labels, or shifts in parts of the cell.
     """
 
-    cells: Tensor
-    rows: Tensor
-    target: Tensor
+    cells: Float[Tensor, "copy channel x y"]
+    rows: Int64[Tensor, "answer seen"]
+    target: Int64[Tensor, " answer"] | Float[Tensor, "answer 2"]
 
 
 class Prediction(NamedTuple):
     """The loss of some answers, and the part of them that is right, 0 … 1; both scalars."""
 
-    loss: Tensor
-    accuracy: Tensor
+    loss: Loss
+    accuracy: Float[Tensor, ""]
 
 
 class AbsolutePrediction(nn.Module):
@@ -151,11 +155,11 @@ class AbsolutePrediction(nn.Module):
         self.group, self.grid = group, grid
         self.outputs = group.order(grid)
 
-    def ask(self, cells: Tensor, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each cell of a batch.
 
         Args:
-            cells: shape `(batch, channel, x, y)`.
+            cells: the batch.
             generator: source of random numbers, on the device of the cells.
             start: position of the first cell in a larger batch that is spread over processes.
             total: number of cells in the larger batch; 0 if there is none.
@@ -163,8 +167,8 @@ class AbsolutePrediction(nn.Module):
         copies, labels = self.group.orbit(cells)
         return Question(copies, torch.arange(len(labels), device=cells.device)[:, None], labels)
 
-    def forward(self, outputs: Tensor, target: Tensor) -> Prediction:
-        """Return cross-entropy and accuracy of outputs `(answer, order)` for labels `(answer,)`."""
+    def forward(self, outputs: Float[Tensor, "answer order"], target: Int64[Tensor, " answer"]) -> Prediction:
+        """Return cross-entropy and accuracy of outputs for labels."""
         accuracy = (outputs.argmax(1) == target).float().mean()
         return Prediction(functional.cross_entropy(outputs, target), accuracy)
 
@@ -181,7 +185,7 @@ class RelativePrediction(AbsolutePrediction):
 
     seen = 2
 
-    def ask(self, cells: Tensor, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each copy of each cell, as `AbsolutePrediction.ask`."""
         copies, labels = self.group.orbit(cells)
         batch, total = len(cells), total or len(cells)
@@ -218,7 +222,7 @@ class ContinuousPrediction(nn.Module):
             raise ValueError(f"continuous prediction is for translations; `{group.name}` holds other elements.")
         self.group, self.grid = group, grid
 
-    def ask(self, cells: Tensor, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each cell, as `AbsolutePrediction.ask`."""
         batch, total = len(cells), total or len(cells)
         first, second = (
@@ -229,8 +233,8 @@ class ContinuousPrediction(nn.Module):
         shift = self.group.shifts(second.labels, self.grid) - self.group.shifts(first.labels, self.grid)
         return Question(copies, torch.stack((here, here + batch), 1), shift % 1.0)
 
-    def forward(self, outputs: Tensor, target: Tensor) -> Prediction:
-        """Return mean squared distance of outputs `(answer, 4)` from the shifts `(answer, 2)`, and accuracy."""
+    def forward(self, outputs: Float[Tensor, "answer 4"], target: Float[Tensor, "answer 2"]) -> Prediction:
+        """Return mean squared distance of outputs from the shifts, and accuracy."""
         angle = 2 * torch.pi * target
         direction = torch.stack((angle.cos(), angle.sin()), 2)
         answer = outputs.view(-1, 2, 2)
@@ -266,7 +270,7 @@ class ESSL(nn.Module):
             raise ValueError(f"`weight` must not be negative, got {weight}.")
         self.invariance, self.prediction, self.weight = invariance, prediction, weight
 
-    def forward(self, invariance: Tensor | None, prediction: Tensor | None) -> Tensor:
+    def forward(self, invariance: Loss | None, prediction: Loss | None) -> Loss:
         """Return the total of the two losses that the parts gave."""
         if prediction is None:
             return invariance

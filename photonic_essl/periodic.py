@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -45,6 +46,8 @@ class PeriodicConvolution(nn.Conv2d):
         super().__init__(inputs, outputs, size, stride, bias=bias)
         self.margin = size // 2
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the convolution of `(batch, channel, x, y)`, on a grid coarser by the stride."""
+    def forward(
+        self, x: Float[Tensor, "batch {self.in_channels} x y"]
+    ) -> Float[Tensor, "batch {self.out_channels} coarser_x coarser_y"]:
+        """Return the convolution, on a grid coarser by the stride."""
         return self._conv_forward(_Wrap.apply(x, self.margin), self.weight, self.bias)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
@@ -265,7 +266,7 @@ class SelfSupervised(SeededModule):
             widths = [objective.prediction.seen * features, *settings["classifier"], objective.prediction.outputs]
             self.classifier = multilayer(widths, normalise=True)
 
-    def losses(self, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch, and its parts."""
         part = own_part(len(rows))
         first, second, copied = self.seen(rows, part, generator)
@@ -284,7 +285,9 @@ class SelfSupervised(SeededModule):
         """Return what a network makes of both views, which batch normalisation sees together."""
         return network(torch.cat((first, second))).chunk(2)
 
-    def _invariance_loss(self, first: Tensor, second: Tensor) -> Tensor:
+    def _invariance_loss(
+        self, first: Float[Tensor, "batch channel x y"], second: Float[Tensor, "batch channel x y"]
+    ) -> Float[Tensor, ""]:
         seen = [self.through(self.projector, *self.through(self.encoder, first, second))]
         if self.predictor:
             seen.append(self.through(self.predictor, *seen[0]))

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells
@@ -79,8 +80,8 @@ def probe_error(encoder: Encoder, cells: Cells) -> float:
     return relative_error(predicted, cells.dos[half:])
 
 
-def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Return the representations of samples by a frozen encoder, shape `(sample, features)`, on the CPU.
+def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tensor, "sample features"]:
+    """Return the representations of samples by a frozen encoder, on the CPU.
 
     Args:
         encoder: on any device; its mode is put back.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -45,19 +46,16 @@ class Regressor(
         self.head = multilayer([self.encoder.features, *head, PREDICTED], normalise=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
 
-    def forward(self, epsilon: Tensor) -> Tensor:
-        """Return the densities of states D/n.
+    def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
+        """Return the densities of states D/n on the first 400 of the 500 scaled frequencies.
 
         Args:
-            epsilon: relative permittivity, shape `(batch, channel, x, y)`, float32.
-
-        Returns:
-            Shape `(batch, 400)`: on the first 400 of the 500 scaled frequencies.
+            epsilon: relative permittivity.
         """
         return self.empty_lattice + self.difference(epsilon)
 
-    def difference(self, epsilon: Tensor) -> Tensor:
-        """Return the difference of D/n from the empty lattice, which is what the network learns, `(batch, 400)`."""
+    def difference(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
+        """Return the difference of D/n from the empty lattice, which is what the network learns."""
         return self.head(self.encoder(epsilon))
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
@@ -86,8 +84,10 @@ class Regressor(
         dos = self.predicted(cells.reshape(-1, 1, *grid), batch_size)
         return dos_array(dos if cells.ndim == 3 else dos[0])
 
-    def predicted(self, cells: Tensor, batch_size: int = 256) -> np.ndarray:
-        """Return the densities of states of cells `(sample, 1, x, y)` as `(sample, 400)`, whatever the mode."""
+    def predicted(
+        self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
+    ) -> Float32[np.ndarray, "sample 400"]:
+        """Return the densities of states of cells, whatever the mode."""
         training = self.training
         self.eval()
         with torch.no_grad():
@@ -96,8 +96,8 @@ class Regressor(
         return torch.cat(parts).numpy()
 
 
-def dos_array(dos: np.ndarray) -> xr.DataArray:
-    """Return densities of states `(400,)` or `(sample, 400)` with their scaled frequencies and units."""
+def dos_array(dos: Float[np.ndarray, " 400"] | Float[np.ndarray, "sample 400"]) -> xr.DataArray:
+    """Return densities of states with their scaled frequencies and units."""
     frequency = ("frequency", FREQUENCIES[:PREDICTED], {"units": "2πc/a", "long_name": "scaled frequency ωn"})
     return xr.DataArray(
         dos,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 _IDENTITY = ((1, 0), (0, 1))
@@ -25,6 +26,8 @@ _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
 
 _Matrix = tuple[tuple[int, int], tuple[int, int]]
+Cells = Float[Tensor, "batch channel x y"]
+Labels = Int64[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,13 @@ class Elements:
     """Elements of a group, one an entry.
 
     Attributes:
-        labels: number of each element within its group on one grid, shape `(n,)`, int64.
-        quantiles: where in its allowed range each cell's dielectric factor lies, shape `(n,)`, float32 in [0, 1);
-            None in groups without rescaling.
+        labels: number of each element within its group on one grid.
+        quantiles: where in its allowed range each cell's dielectric factor lies, in [0, 1); None in groups without
+            rescaling.
     """
 
-    labels: Tensor
-    quantiles: Tensor | None = None
+    labels: Labels
+    quantiles: Float32[Tensor, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,12 +93,12 @@ class TransformGroup:
             permittivity_range=ranges[0] if ranges else None,
         )
 
-    def check_fits(self, grid: tuple[int, int], lattice: Tensor) -> None:
+    def check_fits(self, grid: tuple[int, int], lattice: Float[Tensor, "2 2"]) -> None:
         """Refuse a grid that the group does not map onto itself.
 
         Args:
             grid: number of points along the two lattice vectors.
-            lattice: lattice vectors, shape `(2, 2)`, one a row.
+            lattice: lattice vectors, one a row.
 
         Raises:
             ValueError: if an element does not keep the lattice, or the grid, in place.
@@ -146,15 +149,15 @@ class TransformGroup:
             quantiles = torch.rand(count, generator=generator, device=device)
         return Elements(labels, quantiles)
 
-    def apply(self, x: Tensor, elements: Elements) -> Tensor:
+    def apply(self, x: Cells, elements: Elements) -> Cells:
         """Transform each cell of a batch by its own element.
 
         Args:
-            x: cells, shape `(batch, channel, x, y)`; relative permittivity where the group rescales it.
+            x: cells; relative permittivity where the group rescales it.
             elements: one element a cell.
 
         Returns:
-            Transformed cells, of the shape and on the device of `x`.
+            Transformed cells, on the device of `x`.
         """
         moved = x
         if self.order(x.shape[2:]) > 1:
@@ -164,30 +167,30 @@ class TransformGroup:
             return moved
         return moved * self._factors(x, elements.quantiles)
 
-    def sample(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, x: Cells, generator: torch.Generator | None = None) -> Cells:
         """Transform each cell of a batch by an element drawn for it alone.
 
         Args:
-            x: cells, shape `(batch, channel, x, y)`.
+            x: cells.
             generator: source of random numbers, on the device of `x`.
 
         Returns:
-            Transformed cells, of the shape and on the device of `x`.
+            Transformed cells, on the device of `x`.
 
         Raises:
             ValueError: if the group does not fit the grid.
         """
         return self.apply(x, self.draw(len(x), tuple(x.shape[2:]), generator, x.device))
 
-    def orbit(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def orbit(self, x: Cells) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
         """Transform each cell of a batch by every element.
 
         Args:
-            x: cells, shape `(batch, channel, x, y)`.
+            x: cells.
 
         Returns:
-            Copies, shape `(order · batch, channel, x, y)`, all cells under the first element (the identity) before
-            all under the second; and the label of each, shape `(order · batch,)`, int64.
+            Copies, order · batch of them, all cells under the first element (the identity) before all under the
+            second; and the label of each.
 
         Raises:
             ValueError: if the group rescales ε (it has no finite orbit), or does not fit the grid.
@@ -201,8 +204,8 @@ class TransformGroup:
         copies = x.flatten(2)[None].expand(len(labels), -1, -1, -1).gather(3, source)
         return copies.view(-1, *x.shape[1:]), labels.repeat_interleave(len(x))
 
-    def compose(self, first: Tensor, then: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the labels of doing `first` and `then`, in that order, shape `(n,)`, int64."""
+    def compose(self, first: Labels, then: Labels, grid: tuple[int, int]) -> Labels:
+        """Return the labels of doing `first` and `then`, in that order."""
         first_point, first_shift = self._point_and_shift(first, grid)
         then_point, then_shift = self._point_and_shift(then, grid)
         matrices = self._matrices.to(first.device)
@@ -212,33 +215,33 @@ class TransformGroup:
         shift = (matrices[then_point] * first_shift[:, None]).sum(2) + then_shift
         return self._label(point, shift, grid)
 
-    def inverse(self, labels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the label of each element's inverse, shape `(n,)`, int64."""
+    def inverse(self, labels: Labels, grid: tuple[int, int]) -> Labels:
+        """Return the label of each element's inverse."""
         point, shift = self._point_and_shift(labels, grid)
         matrices, inverses = self._matrices.to(labels.device), self._inverses.to(labels.device)
         inverse_point = (inverses[point][:, None] == matrices).flatten(2).all(2).long().argmax(1)
         return self._label(inverse_point, -(inverses[point] * shift[:, None]).sum(2), grid)
 
-    def shifts(self, labels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the translation in each element, in parts of the cell in [0, 1), shape `(n, 2)`, float32."""
+    def shifts(self, labels: Labels, grid: tuple[int, int]) -> Float32[Tensor, "n 2"]:
+        """Return the translation in each element, in parts of the cell in [0, 1)."""
         return self._point_and_shift(labels, grid)[1] / torch.tensor(grid, device=labels.device)
 
     def _steps(self, grid: tuple[int, int]) -> tuple[int, int]:
         return (self.parts, self.parts) if self.parts else tuple(grid)
 
-    def _point_and_shift(self, labels: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _point_and_shift(self, labels: Labels, grid: tuple[int, int]) -> tuple[Labels, Int64[Tensor, "n 2"]]:
         steps = self._steps(grid)
         point, step = labels // math.prod(steps), labels % math.prod(steps)
         shift = torch.stack((step // steps[1] * (grid[0] // steps[0]), step % steps[1] * (grid[1] // steps[1])), 1)
         return point, shift
 
-    def _label(self, point: Tensor, shift: Tensor, grid: tuple[int, int]) -> Tensor:
+    def _label(self, point: Labels, shift: Int64[Tensor, "n 2"], grid: tuple[int, int]) -> Labels:
         steps = self._steps(grid)
         step = [shift[:, axis] % grid[axis] // (grid[axis] // steps[axis]) for axis in (0, 1)]
         return (point * steps[0] + step[0]) * steps[1] + step[1]
 
-    def _source(self, labels: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return which point of the flattened cell each point of the transformed one comes from, `(n, x · y)`."""
+    def _source(self, labels: Labels, grid: tuple[int, int]) -> Int64[Tensor, "n {grid[0]*grid[1]}"]:
+        """Return which point of the flattened cell each point of the transformed one comes from."""
         point, shift = self._point_and_shift(labels, grid)
         inverse = self._inverses.to(labels.device)[point]
         twice_centre = [n // 2 * 2 if self._centre_on_point else n - 1 for n in grid]
@@ -253,7 +256,7 @@ class TransformGroup:
         )
         return row.mul_(grid[1]).add_(column).flatten(1)
 
-    def _factors(self, x: Tensor, quantiles: Tensor) -> Tensor:
+    def _factors(self, x: Cells, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
         lowest, highest = self.permittivity_range
         smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
         return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)

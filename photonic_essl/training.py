@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as lightning
 import torch
+from jaxtyping import Int64
 from lightly.utils.lars import LARS
 from lightly.utils.scheduler import cosine_warmup_schedule
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
@@ -148,7 +149,7 @@ class SeededModule(lightning.LightningModule):
             self.report(**{name: value.item() for name, value in losses.items()})
         return losses["loss"]
 
-    def rows(self, batch: int) -> Tensor:
+    def rows(self, batch: int) -> Int64[Tensor, " batch"]:
         """Return the numbers of the samples in a batch of the current epoch."""
         number, part = divmod(batch, self.batches_per_pass)
         number += self.current_epoch * self.passes
@@ -169,7 +170,11 @@ class SeededModule(lightning.LightningModule):
         else:
             kind = LARS if name == "lars" else torch.optim.SGD
             optimizer = kind(groups, learning_rate, momentum, weight_decay=weight_decay)
-        factors = [self._constant if group.get("constant") else self._factor for group in optimizer.param_groups]
+        # Functions, not methods: of anything else the schedule would want to save the attributes.
+        factors = [
+            (lambda step: 1.0) if group.get("constant") else (lambda step: self._factor(step))
+            for group in optimizer.param_groups
+        ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -189,10 +194,6 @@ class SeededModule(lightning.LightningModule):
         # One more than there are steps, for the zero at the end of the cosine to come after the last of them.
         steps, warmup = self.epochs * batches + 1, self.warmup_epochs * batches
         return cosine_warmup_schedule(step, steps, 1.0, 0.0, warmup, 0.0)
-
-    @staticmethod
-    def _constant(step: int) -> float:
-        return 1.0
 
     def check_finite(self) -> None:
         """Stop the run if the loss of a step has not been finite.

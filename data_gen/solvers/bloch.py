@@ -15,12 +15,18 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+from jaxtyping import Complex128, Float64
 
 from data_gen.lattices import reciprocal_vectors
 from data_gen.solvers.waves import StandingWaves
 
 # Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
 _INVERSE_TOLERANCE = 0.05
+
+Fields = Complex128[torch.Tensor, "sample k mode x y"]
+PerMode = Float64[torch.Tensor, "sample k mode"]
+Wavevectors = Float64[torch.Tensor, "k 2"]
+"""Cartesian, in 2π/a."""
 
 
 class Grid:
@@ -56,8 +62,8 @@ class Grid:
             self._standing_waves[count] = StandingWaves.shortest(self.shape, self.reciprocal, count)
         return self._standing_waves[count]
 
-    def squared_length(self, k: torch.Tensor) -> torch.Tensor:
-        """Return |k + G|² at Cartesian k `(k, 2)`, the mean over both choices, with shape `(k, 1, x, y)`."""
+    def squared_length(self, k: Wavevectors) -> Float64[torch.Tensor, "k 1 x y"]:
+        """Return |k + G|², the mean over both choices."""
         k = k[:, None, None, None]
         return ((k + self.g).square().sum(-1) + (k + self.g_opposite).square().sum(-1)) / 2
 
@@ -65,84 +71,84 @@ class Grid:
 class BlochOperator(ABC):
     """K and M of one polarization, for a batch of cells.
 
-    Fields have shape `(sample, k, mode, x, y)` for as many wavevectors `(k, 2)`, which are Cartesian, in 2π/a.
+    Fields have as many wavevectors as are given beside.
     """
 
     grid: Grid
 
     @abstractmethod
-    def mass(self) -> torch.Tensor:
-        """Return M on the mesh, shape `(sample, x, y)`."""
+    def mass(self) -> Float64[torch.Tensor, "sample x y"]:
+        """Return M on the mesh."""
 
     @abstractmethod
-    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def stiffness(self, fields: Fields, k: Wavevectors) -> Fields:
         """Return K(k) u."""
 
     @abstractmethod
-    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def correction(self, fields: Fields, eigenvalue: PerMode, k: Wavevectors) -> Fields:
         """Return K⁻¹(λM - K)u, or nearly so: added to u, it makes a step of inverse iteration.
 
-        Where K is singular, at k = 0, the mean is left out. `eigenvalue` λ has shape `(sample, k, mode)`.
+        Where K is singular, at k = 0, the mean is left out. `eigenvalue` is λ.
         """
 
     @abstractmethod
-    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ⟨u|K⁻¹|u⟩ and ⟨K⁻¹u|M|K⁻¹u⟩, or bounds from above, shape `(sample, k, mode)`."""
+    def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
+        """Return ⟨u|K⁻¹|u⟩ and ⟨K⁻¹u|M|K⁻¹u⟩, or bounds from above."""
 
     @abstractmethod
-    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[PerMode, Fields]:
         """Solve for the lowest modes in a few standing waves, at the wavevectors k ≡ -k.
 
         Returns:
-            Eigenvalues ω² `(sample, k, mode)` and fields.
+            Eigenvalues ω² and fields.
         """
 
     @abstractmethod
-    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
-        """Project K onto real fields V, shape `(sample, m, x, y)`.
+    def polynomial(self, basis_fields: Float64[torch.Tensor, "sample m x y"]) -> Float64[torch.Tensor, "sample 6 m m"]:
+        """Project K onto real fields V.
 
         Returns:
-            Real matrices C with shape `(sample, 6, m, m)`: Vᵀ K(k) V = C0 + i (kx C1 + ky C2) + kx² C3 + kx ky C4
+            Real matrices C: Vᵀ K(k) V = C0 + i (kx C1 + ky C2) + kx² C3 + kx ky C4
             + ky² C5; C1 and C2 are antisymmetric, the others symmetric.
         """
 
     @abstractmethod
     def sensitivity(
-        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
+        self, fields: Fields, k: Wavevectors, eigenvalue: PerMode, weight: PerMode
+    ) -> Float64[torch.Tensor, "sample x y *tensor"]:
         """Return the gradient of Σ weight ω² in the medium, ε or η, for modes with ⟨u|M|u⟩ = 1 (Hellmann, Feynman).
 
         Args:
             fields: modes.
             k: their wavevectors.
-            eigenvalue: their ω², shape `(sample, k, mode)`.
-            weight: likewise.
+            eigenvalue: their ω².
+            weight: of each.
         """
 
 
 class TransverseMagnetic(BlochOperator):
-    """E along z in a permittivity of shape `(sample, x, y)`."""
+    """E along z in a permittivity."""
 
-    def __init__(self, grid: Grid, epsilon: torch.Tensor):
+    def __init__(self, grid: Grid, epsilon: Float64[torch.Tensor, "sample x y"]):
         self.grid = grid
         self.epsilon = epsilon
 
-    def mass(self) -> torch.Tensor:
+    def mass(self) -> Float64[torch.Tensor, "sample x y"]:
         return self.epsilon
 
-    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def stiffness(self, fields: Fields, k: Wavevectors) -> Fields:
         return torch.fft.ifft2(self.grid.squared_length(k) * torch.fft.fft2(fields))
 
-    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def correction(self, fields: Fields, eigenvalue: PerMode, k: Wavevectors) -> Fields:
         image = torch.fft.fft2(self.epsilon[:, None, None] * fields) * eigenvalue[..., None, None]
         inverse = _reciprocal(self.grid.squared_length(k))
         return torch.fft.ifft2(inverse * image - (inverse > 0) * torch.fft.fft2(fields))
 
-    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
         image = torch.fft.ifft2(_reciprocal(self.grid.squared_length(k)) * torch.fft.fft2(fields))
         return _inner(fields, image), _inner(image, self.epsilon[:, None, None] * image)
 
-    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[PerMode, Fields]:
         # ω² is the inverse of an eigenvalue of D^(-1/2) ε D^(-1/2), D = |k + G|². The constant at k = 0, where D is 0,
         # is given a small one, which lets it come out as the first mode and leaves the others as they are.
         length = waves.kappa.square().sum(-1)
@@ -153,7 +159,7 @@ class TransverseMagnetic(BlochOperator):
         coefficients = root[..., None] * vectors.unflatten(2, (2, -1))
         return 1 / inverse, waves.fields(coefficients, self.grid.shape)
 
-    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+    def polynomial(self, basis_fields: Float64[torch.Tensor, "sample m x y"]) -> Float64[torch.Tensor, "sample 6 m m"]:
         grid, columns = self.grid, self.grid.shape[1] // 2 + 1
         half = torch.fft.rfft2(basis_fields, norm="ortho")
         # Of a real field only half of the spectrum is stored: its inner columns count twice.
@@ -173,15 +179,15 @@ class TransverseMagnetic(BlochOperator):
         return torch.stack([constant, *slopes, overlap, torch.zeros_like(overlap), overlap], dim=1)
 
     def sensitivity(
-        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
+        self, fields: Fields, k: Wavevectors, eigenvalue: PerMode, weight: PerMode
+    ) -> Float64[torch.Tensor, "sample x y *tensor"]:
         return -((eigenvalue * weight)[..., None, None] * fields.abs().square()).sum((1, 2))
 
 
 class TransverseElectric(BlochOperator):
-    """H along z in an inverse-permittivity tensor of shape `(sample, x, y, 2, 2)`, symmetric."""
+    """H along z in an inverse-permittivity tensor, symmetric."""
 
-    def __init__(self, grid: Grid, inverse_epsilon: torch.Tensor):
+    def __init__(self, grid: Grid, inverse_epsilon: Float64[torch.Tensor, "sample x y 2 2"]):
         self.grid = grid
         # D = ∇×H is the gradient of H turned by a right angle, and so ∇×ηD is the divergence of a turned η times it.
         self.turned = _turn(inverse_epsilon)
@@ -193,13 +199,13 @@ class TransverseElectric(BlochOperator):
         self.lowest = eigenvalues.amin((1, 2, 3))
         self.highest = eigenvalues.amax((1, 2, 3))
 
-    def mass(self) -> torch.Tensor:
+    def mass(self) -> Float64[torch.Tensor, "sample x y"]:
         return torch.ones_like(self.turned[..., 0, 0])
 
-    def stiffness(self, fields: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def stiffness(self, fields: Fields, k: Wavevectors) -> Fields:
         return torch.fft.ifft2(self._apply(torch.fft.fft2(fields), k))
 
-    def correction(self, fields: torch.Tensor, eigenvalue: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    def correction(self, fields: Fields, eigenvalue: PerMode, k: Wavevectors) -> Fields:
         """Return K⁻¹(λ - K)u to a few percent, by Chebyshev iteration preconditioned with |k + G|⁻².
 
         The spectrum of |k + G|⁻² K lies between the extreme eigenvalues of η, so that the degree that a cell needs is
@@ -224,7 +230,7 @@ class TransverseElectric(BlochOperator):
             solution = solution + torch.where(iteration < degree, length, 0.0) * step
         return torch.fft.ifft2(solution)
 
-    def inverse_norm(self, fields: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
         # Along one preconditioned direction, which is from below; Kantorovich's inequality says by how much at most.
         spectrum = torch.fft.fft2(fields, norm="ortho")
         direction = self._precondition(k) * spectrum
@@ -234,33 +240,33 @@ class TransverseElectric(BlochOperator):
         energy = bound[:, None, None] * along.square() / stiffness
         return energy, energy * _inner(direction, direction) / stiffness
 
-    def _slopes(self, k: torch.Tensor) -> torch.Tensor:
-        """Return -i∇ + k on each plane wave, shape `(2, k, 1, x, y)`."""
+    def _slopes(self, k: Wavevectors) -> Complex128[torch.Tensor, "2 k 1 x y"]:
+        """Return -i∇ + k on each plane wave."""
         return (self.gradient + k[:, None, None] * self.paired[..., None]).movedim(-1, 0)[:, :, None]
 
-    def _precondition(self, k: torch.Tensor) -> torch.Tensor:
-        """Return |k + G|⁻², shape `(k, 1, x, y)`, and 0 for the highest frequency along both axes: it is left out."""
+    def _precondition(self, k: Wavevectors) -> Float64[torch.Tensor, "k 1 x y"]:
+        """Return |k + G|⁻², and 0 for the highest frequency along both axes: it is left out."""
         inverse = _reciprocal(self._slopes(k).abs().square().sum(0))
         x, y = self.grid.shape
         if x % 2 == y % 2 == 0:
             inverse[..., x // 2, y // 2] = 0.0
         return inverse
 
-    def _apply(self, spectrum: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-        """Return K(k) in Fourier space, on a spectrum `(sample, k, mode, x, y)`."""
+    def _apply(self, spectrum: Fields, k: Wavevectors) -> Fields:
+        """Return K(k) in Fourier space, on a spectrum."""
         along_x, along_y = self._slopes(k)
         xx, xy, yy = (self.turned[:, None, None, :, :, i, j] for i, j in ((0, 0), (0, 1), (1, 1)))
         slope_x, slope_y = torch.fft.ifft2(along_x * spectrum), torch.fft.ifft2(along_y * spectrum)
         flux_x, flux_y = xx * slope_x + xy * slope_y, xy * slope_x + yy * slope_y
         return along_x.conj() * torch.fft.fft2(flux_x) + along_y.conj() * torch.fft.fft2(flux_y)
 
-    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def standing_modes(self, waves: StandingWaves, modes: int) -> tuple[PerMode, Fields]:
         matrix = waves.stiffness(self.turned)
         eigenvalues, vectors = torch.linalg.eigh(matrix.flatten(2, 3).flatten(-2))
         coefficients = vectors[..., :modes].unflatten(2, (2, -1))
         return eigenvalues[..., :modes], waves.fields(coefficients, self.grid.shape)
 
-    def polynomial(self, basis_fields: torch.Tensor) -> torch.Tensor:
+    def polynomial(self, basis_fields: Float64[torch.Tensor, "sample m x y"]) -> Float64[torch.Tensor, "sample 6 m m"]:
         # Of real fields, -i∇ is imaginary: real arithmetic does.
         spectrum = torch.fft.fft2(basis_fields)
         slope_x, slope_y = (torch.fft.ifft2(g * spectrum).imag for g in self.gradient.unbind(-1))
@@ -273,8 +279,8 @@ class TransverseElectric(BlochOperator):
         return torch.stack([constant, *(z - z.mT for z in linear), *quadratic], dim=1)
 
     def sensitivity(
-        self, fields: torch.Tensor, k: torch.Tensor, eigenvalue: torch.Tensor, weight: torch.Tensor
-    ) -> torch.Tensor:
+        self, fields: Fields, k: Wavevectors, eigenvalue: PerMode, weight: PerMode
+    ) -> Float64[torch.Tensor, "sample x y *tensor"]:
         slope = torch.fft.ifft2(self._slopes(k)[:, None] * torch.fft.fft2(fields))
         return _turn(torch.einsum("skb,iskbxy,jskbxy->sxyij", weight.to(slope.dtype), slope.conj(), slope).real)
 

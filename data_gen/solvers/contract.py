@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 POLARIZATIONS = ("tm", "te")
 
@@ -25,21 +26,21 @@ class Bands(NamedTuple):
     """Bands of a batch of cells.
 
     Attributes:
-        frequency: shape `(sample, k, band)`, float64, in 2πc/a, ascending along `band`.
-        group_velocity: shape `(sample, k, band, 2)`, float64, Cartesian, in c. Within a degenerate subspace it
-            belongs to the eigenvectors of the velocity operator; it is 0 where the frequency is 0.
-        error: shape `(sample,)`, float64: the solver's own estimate of its largest relative error in frequency.
+        frequency: in 2πc/a, ascending along `band`.
+        group_velocity: Cartesian, in c. Within a degenerate subspace it belongs to the eigenvectors of the velocity
+            operator; it is 0 where the frequency is 0.
+        error: the solver's own estimate of its largest relative error in frequency.
     """
 
-    frequency: torch.Tensor
-    group_velocity: torch.Tensor
-    error: torch.Tensor
+    frequency: Float64[torch.Tensor, "sample k band"]
+    group_velocity: Float64[torch.Tensor, "sample k band 2"]
+    error: Float64[torch.Tensor, " sample"]
 
 
 def checked_cells(
     epsilon: torch.Tensor | np.ndarray, *, bands: int, polarization: str, resolution: int | None
-) -> tuple[torch.Tensor, int]:
-    """Return the cells as float64 `(sample, x, y)`, and how many fine samples lie along each pixel of the solver.
+) -> tuple[Float64[torch.Tensor, "sample x y"], int]:
+    """Return the cells in float64, and how many fine samples lie along each pixel of the solver.
 
     Every solver calls this first, so that both refuse the same input with the same words.
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int64
 
 from data_gen.solvers.contract import Bands
 
@@ -30,15 +31,19 @@ class Equivalence(NamedTuple):
         return Bands(bands.frequency[:, self.source], velocity, bands.error)
 
 
-def equivalence(wavevectors: np.ndarray, basis: np.ndarray, point_group: np.ndarray | None = None) -> Equivalence:
+def equivalence(
+    wavevectors: Float64[np.ndarray, "k 2"],
+    basis: Float64[np.ndarray, "2 2"],
+    point_group: Int64[np.ndarray, "operation 2 2"] | None = None,
+) -> Equivalence:
     """Find which wavevectors are equivalent by the crystal's point group, by time reversal, or by a reciprocal vector.
 
     ω(gk) = ω(k) and v(gk) = g v(k) for every operation g of the point group, and ω(-k) = ω(k), v(-k) = -v(k).
 
     Args:
-        wavevectors: shape `(k, 2)`, in units of the reciprocal vectors.
-        basis: lattice vectors, shape `(2, 2)`, one a row.
-        point_group: R acting on fractional coordinates, shape `(operation, 2, 2)`; time reversal alone if None.
+        wavevectors: in units of the reciprocal vectors.
+        basis: lattice vectors, one a row.
+        point_group: R acting on fractional coordinates; time reversal alone if None.
 
     Returns:
         The equivalence; of each set the wavevector that comes first is solved.

@@ -12,6 +12,7 @@ between rows and columns.
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Bool, Complex128, Float64
 
 from data_gen.solvers.zone import Corners, Plan
 
@@ -24,25 +25,29 @@ _NEGLIGIBLE = 0.02  # a frequency below which errors are taken relative to it
 _BYTES_AT_ONCE = {"cpu": 2**20, "cuda": 2**28}  # of matrices to diagonalise: to stay in a cache; to fill a GPU
 _POWERS = [(degree - i, i) for degree in range(5) for i in range(degree + 1)]
 
+Polynomial = Float64[torch.Tensor, "sample 6 m m"]
+"""Real matrices of a reduced basis, as `BlochOperator.polynomial` has them."""
+Models = Complex128[torch.Tensor, "sample patch 15 p p"]
+"""Coefficients, by `_POWERS`, of the effective Hamiltonian's quartic in q about the centre of each patch."""
 
-def hamiltonian(polynomial: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Return H at Cartesian wavevectors `(k, 2)`, shape `(sample, k, m, m)`, from `BlochOperator.polynomial`."""
+
+def hamiltonian(polynomial: Polynomial, k: Float64[torch.Tensor, "k 2"]) -> Complex128[torch.Tensor, "sample k m m"]:
+    """Return H at Cartesian wavevectors."""
     c0, c1, c2, c3, c4, c5 = (c[:, None] for c in polynomial.unbind(1))
     x, y = (component[:, None, None] for component in k.unbind(-1))
     return torch.complex(c0 + x * x * c3 + x * y * c4 + y * y * c5, x * c1 + y * c2)
 
 
-def effective_hamiltonians(polynomial: torch.Tensor, centres: torch.Tensor, bands: int, kept: int) -> torch.Tensor:
+def effective_hamiltonians(
+    polynomial: Polynomial, centres: Float64[torch.Tensor, "patch 2"], bands: int, kept: int
+) -> Models:
     """Eliminate all but the lowest states at each centre.
 
     Args:
-        polynomial: real matrices of the reduced basis, shape `(sample, 6, m, m)`, as `BlochOperator.polynomial` has it.
-        centres: Cartesian wavevectors, shape `(patch, 2)`, in 2π/a.
+        polynomial: of the reduced basis.
+        centres: Cartesian wavevectors, in 2π/a.
         bands: number of bands wanted.
         kept: number p of states kept, from `bands` to m.
-
-    Returns:
-        Coefficients of the quartic in q by `_POWERS`, shape `(sample, patch, 15, p, p)`.
     """
     energy, states = torch.linalg.eigh(hamiltonian(polynomial, centres))
     near, remote, e_near = states[..., :kept], states[..., kept:], energy[..., :kept]
@@ -89,35 +94,39 @@ def effective_hamiltonians(polynomial: torch.Tensor, centres: torch.Tensor, band
     return torch.cat([t0, t1, h2, h3, h4], dim=-2).transpose(-3, -2).contiguous()
 
 
-def solve(models: torch.Tensor, plan: Plan, bands: int) -> tuple[torch.Tensor, torch.Tensor]:
+def solve(
+    models: Models, plan: Plan, bands: int
+) -> tuple[Float64[torch.Tensor, "sample k band"], Float64[torch.Tensor, "sample k band 2"]]:
     """Solve the models at the wavevectors of a plan.
 
     Args:
-        models: as `effective_hamiltonians` has them.
+        models: of all patches.
         plan: which wavevectors to solve in which patch.
         bands: number of bands.
 
     Returns:
-        Eigenvalues λ = ω² `(sample, k, band)` and their Cartesian gradients in k, `(sample, k, band, 2)`.
+        Eigenvalues λ = ω² and their Cartesian gradients in k.
     """
     eigenvalue, slope = _over(models, plan, _solve, bands)
     return eigenvalue, slope * plan.sign[:, None, None]
 
 
-def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corners, bands: int) -> torch.Tensor:
+def disagreement(
+    models: Models, polynomial: Polynomial, corners: Corners, bands: int
+) -> Float64[torch.Tensor, " sample"]:
     """Return by how much models of neighbouring patches disagree, relatively, at the worst corner between them.
 
     Their error grows as the fifth power of q, so that this is the error where it is largest. At the corners of the zone
     the one model there is compared with the basis itself.
 
     Args:
-        models: as `effective_hamiltonians` has them, of all patches.
+        models: of all patches.
         polynomial: the reduced basis that they were made from.
         corners: as `Zone.corners` has them.
         bands: number of bands.
 
     Returns:
-        Largest relative difference in frequency, shape `(sample,)`.
+        Largest relative difference in frequency.
     """
     exact = torch.linalg.eigvalsh(hamiltonian(polynomial, corners.lone))[..., :bands]
     (eigenvalue,) = _over(models, corners.plan, _eigenvalues, bands)
@@ -132,7 +141,7 @@ def disagreement(models: torch.Tensor, polynomial: torch.Tensor, corners: Corner
 
 
 def _over(
-    models: torch.Tensor, plan: Plan, function: Callable[..., tuple[torch.Tensor, ...]], bands: int
+    models: Models, plan: Plan, function: Callable[..., tuple[torch.Tensor, ...]], bands: int
 ) -> list[torch.Tensor]:
     """Apply `function(models, offsets, bands)` to the wavevectors of a plan, few at a time, and put them in order."""
     slots = plan.offsets.shape[1]
@@ -167,12 +176,14 @@ def _solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> tuple[torch.
     return eigenvalue[..., :bands], slope[..., :bands, :]
 
 
-def _degenerate_slopes(matrices: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
+def _degenerate_slopes(
+    matrices: Complex128[torch.Tensor, "n band band 2"], close: Bool[torch.Tensor, "n band-1"]
+) -> Float64[torch.Tensor, "n band 2"]:
     """Return slopes from the eigenvectors of a generic component of the gradient, within each set of close bands.
 
     Args:
-        matrices: gradient of H between bands, shape `(n, band, band, 2)`.
-        close: whether each band is degenerate with the next, shape `(n, band - 1)`.
+        matrices: gradient of H between bands.
+        close: whether each band is degenerate with the next.
     """
     group = torch.nn.functional.pad((~close).cumsum(-1), (1, 0))
     matrices = matrices * (group[:, :, None] == group[:, None, :])[..., None]

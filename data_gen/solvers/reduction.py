@@ -9,9 +9,10 @@ what the span misses.
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float64
 
-from data_gen.solvers.bloch import BlochOperator
-from data_gen.solvers.patches import hamiltonian
+from data_gen.solvers.bloch import BlochOperator, Fields, PerMode, Wavevectors
+from data_gen.solvers.patches import Polynomial, hamiltonian
 from data_gen.solvers.waves import SYMMETRIC_POINTS
 
 _EXTRA_MODES, _FEWEST_MODES = 2, 6  # sampled above the highest band wanted; sampled in all
@@ -33,12 +34,12 @@ class Reduction(NamedTuple):
     """A basis and the operator in it.
 
     Attributes:
-        fields: real V, shape `(sample, m, x, y)`, with Vᵀ M V = 1; numerically dependent ones are 0.
-        polynomial: real matrices, shape `(sample, 6, m, m)`, as `BlochOperator.polynomial` has them.
+        fields: real V, with Vᵀ M V = 1; numerically dependent ones are 0.
+        polynomial: the operator, projected on them.
     """
 
-    fields: torch.Tensor
-    polynomial: torch.Tensor
+    fields: Float64[torch.Tensor, "sample m x y"]
+    polynomial: Polynomial
 
     def select(self, cells: torch.Tensor) -> "Reduction":
         """Return those of some cells, given by a mask or by indices."""
@@ -85,8 +86,8 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int)
     return _reduction(operator, reduction.fields, torch.cat([fields.real, fields.imag], dim=1), 2 * modes)
 
 
-def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int, lowest: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return eigenvalues `(sample, k, mode)` and fields `(sample, k, mode, x, y)` at Cartesian k, in the basis.
+def ritz_modes(reduction: Reduction, k: Wavevectors, modes: int, lowest: int = 0) -> tuple[PerMode, Fields]:
+    """Return eigenvalues and fields in the basis.
 
     Of the modes from `lowest` to, not including, `modes`.
     """
@@ -97,15 +98,14 @@ def ritz_modes(reduction: Reduction, k: torch.Tensor, modes: int, lowest: int = 
     return eigenvalue[..., lowest:modes], fields.unflatten(-1, reduction.fields.shape[-2:])
 
 
-def error_estimate(operator: BlochOperator, reduction: Reduction, k: torch.Tensor, bands: int) -> torch.Tensor:
-    """Estimate how far above the true eigenvalue each Ritz value lies, at Cartesian k.
+def error_estimate(operator: BlochOperator, reduction: Reduction, k: Wavevectors, bands: int) -> PerMode:
+    """Estimate how far above the true eigenvalue each Ritz value lies.
 
     With the residual r = (K - λM)u, that is ⟨r|(K - λM)⁻¹|r⟩, taken over what the basis misses. There K - λM is K
     times 1 - λ/ρ, where ρ is the Rayleigh quotient of the missing part, K⁻¹r.
 
     Returns:
-        Relative errors of the frequency, shape `(sample, k, band)`, of the upper half of the bands: the lower ones are
-        better.
+        Relative errors of the frequency, of the upper half of the bands: the lower ones are better.
     """
     lower = bands // 2
     if reduction.fields.shape[1] == operator.grid.points:
@@ -122,8 +122,8 @@ def _sampled(bands: int) -> int:
 
 
 def _weighted(
-    operator: BlochOperator, fields: torch.Tensor, eigenvalue: torch.Tensor, bands: int, normalise: bool = True
-) -> torch.Tensor:
+    operator: BlochOperator, fields: Fields, eigenvalue: PerMode, bands: int, normalise: bool = True
+) -> Fields:
     """Scale modes by how much they matter: low ones most, those above the bands wanted least."""
     reference = eigenvalue[..., bands - 1].mean(-1)[:, None, None]
     weight = 1 / (_EXTRA_WEIGHT + (eigenvalue.clamp(min=0) / reference).sqrt())
@@ -134,7 +134,12 @@ def _weighted(
     return weight[..., None, None] * fields
 
 
-def _reduction(operator: BlochOperator, fixed: torch.Tensor, fields: torch.Tensor, count: int) -> Reduction:
+def _reduction(
+    operator: BlochOperator,
+    fixed: Float64[torch.Tensor, "sample orthonormal x y"],
+    fields: Float64[torch.Tensor, "sample other x y"],
+    count: int,
+) -> Reduction:
     """Append to orthonormal fields the `count` principal components of others, and project the operator."""
     shape, mass = fields.shape[-2:], operator.mass()[:, None]
     fixed = fixed.flatten(2)

@@ -2,12 +2,13 @@
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 # A first moment below this fraction of (mean permittivity x pixel diameter) is rounding, not a direction.
 _DIRECTIONLESS = 1e-9
 
 
-def block_mean(fine: torch.Tensor | np.ndarray, factor: int) -> torch.Tensor:
+def block_mean(fine: torch.Tensor | np.ndarray, factor: int) -> Float64[torch.Tensor, "sample x y"]:
     """Average the permittivity over each pixel of the solver's grid (what TM needs: E_z is continuous).
 
     Args:
@@ -23,7 +24,9 @@ def block_mean(fine: torch.Tensor | np.ndarray, factor: int) -> torch.Tensor:
     return _blocks(fine, factor).mean(dim=(2, 4))
 
 
-def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int, basis: np.ndarray) -> torch.Tensor:
+def effective_inverse_permittivity(
+    fine: torch.Tensor | np.ndarray, factor: int, basis: Float64[np.ndarray, "2 2"]
+) -> Float64[torch.Tensor, "sample x y 2 2"]:
     """Average the inverse permittivity over each pixel as a tensor that knows the interface (what TE needs).
 
     Along the interface normal the permittivity is averaged harmonically, across it arithmetically, which
@@ -64,13 +67,15 @@ def effective_inverse_permittivity(fine: torch.Tensor | np.ndarray, factor: int,
     return across[..., None, None] * identity + (mean_inverse - across)[..., None, None] * projector
 
 
-def _moment(fine: torch.Tensor, factor: int, edges: np.ndarray) -> torch.Tensor:
-    """Return the first moment of fine samples over the disc around each pixel, shape `(sample, x, y, 2)`.
+def _moment(
+    fine: Float64[torch.Tensor, "sample X Y"], factor: int, edges: Float64[np.ndarray, "2 2"]
+) -> Float64[torch.Tensor, "sample x y 2"]:
+    """Return the first moment of fine samples over the disc around each pixel.
 
     Args:
-        fine: shape `(sample, X, Y)`.
-        factor: fine samples along each edge of a pixel.
-        edges: Cartesian edges of a pixel, shape `(2, 2)`, one a row.
+        fine: the samples.
+        factor: of them along each edge of a pixel.
+        edges: Cartesian edges of a pixel, one a row.
     """
     offset = (np.arange(3 * factor) + 0.5) / factor - 1.5  # over the pixel and its neighbours, in pixels
     position = np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1) @ edges
@@ -81,8 +86,8 @@ def _moment(fine: torch.Tensor, factor: int, edges: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.conv2d(padded, kernel[:, None], stride=factor).movedim(1, -1)
 
 
-def _blocks(fine: torch.Tensor | np.ndarray, factor: int) -> torch.Tensor:
-    """Return the fine samples grouped by pixel, shape `(sample, x, factor, y, factor)`, float64."""
+def _blocks(fine: torch.Tensor | np.ndarray, factor: int) -> Float64[torch.Tensor, "sample x {factor} y {factor}"]:
+    """Return the fine samples grouped by pixel."""
     fine = torch.as_tensor(fine, dtype=torch.float64)
     if fine.ndim != 3:
         raise ValueError(f"`fine` must have shape (sample, X, Y), got {tuple(fine.shape)}.")

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -55,3 +57,21 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def compiled_steps(monkeypatch):
+    """A list with one entry each time that compiled code runs with gradients, as it does in a step of training."""
+    steps = []
+
+    def backend(graph, inputs):
+        def run(*arguments):
+            steps.extend([graph] * torch.is_grad_enabled())
+            return graph.forward(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    yield steps
+    torch._dynamo.reset()

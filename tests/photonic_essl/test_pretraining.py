@@ -197,6 +197,12 @@ def test_the_equivariance_branch_sees_all_copies_of_the_untransformed_batch(unla
     assert torch.equal(copies, group("translations/2").orbit(cells.epsilon[:8])[0])
 
 
+def test_what_is_compiled_is_what_trains(unlabelled, tmp_path, compiled_steps):
+    factory = "tests.photonic_essl.test_encoders:own_network"
+    pretrain(unlabelled, tmp_path / "run", encoder=factory, compile=True, **SMALL)
+    assert len(compiled_steps) >= 12, "two epochs of three batches: views together, and transformed copies"
+
+
 def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
     with pytest.raises(ValueError, match="`paper-circular` is invariant by construction to `translations/2`"):
         pretrain(unlabelled, tmp_path / "run", encoder="paper-circular", **SMALL)
