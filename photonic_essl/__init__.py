@@ -6,8 +6,8 @@ from typing import Any
 _HOMES = {
     "pretrain": "pretraining",
     "finetune": "finetuning",
-    "evaluate": "regression",
-    "predict": "regression",
+    "evaluate": "prediction",
+    "predict": "prediction",
     "report": "reporting",
     "load_regressor": "regression",
     "import_encoder": "published",

@@ -7,8 +7,8 @@ from data_gen.command_line import run
 COMMANDS = {
     "pretrain": "photonic_essl.pretraining:pretrain",
     "finetune": "photonic_essl.finetuning:finetune",
-    "evaluate": "photonic_essl.regression:evaluate",
-    "predict": "photonic_essl.regression:predict",
+    "evaluate": "photonic_essl.prediction:evaluate",
+    "predict": "photonic_essl.prediction:predict",
     "import-encoder": "photonic_essl.published:import_encoder",
     "report": "photonic_essl.reporting:report",
     "explore": "photonic_essl.explorer.command:explore",

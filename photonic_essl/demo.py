@@ -11,8 +11,9 @@ from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import empty_lattice, relative_errors
 from photonic_essl.plotting import draw_predictions
+from photonic_essl.prediction import predict
 from photonic_essl.pretraining import pretrain
-from photonic_essl.regression import load_regressor, predict
+from photonic_essl.regression import load_regressor
 from photonic_essl.reporting import report
 
 UNLABELLED, POOL, VALIDATION, TEST = 3072, 256, 128, 256
@@ -71,7 +72,7 @@ def _compare(out: Path, test: Path) -> None:
     cells = load_cells(test, labelled=True)
     true = cells.dos
     scratch = load_regressor(out / "model-from-scratch").predict(cells.epsilon[:, 0])
-    predicted = predict(out / "model", test, out / "predictions.nc")
+    predicted = predict(out / "model", test, out / "predictions.nc")["dos"]
     guess = np.broadcast_to(empty_lattice()[: predicted.sizes["frequency"]], predicted.shape)
     rows = {
         "empty lattice": relative_errors(guess, true),

@@ -11,11 +11,12 @@ It has to tell apart the elements of the group that it is asked to predict: a ne
 one, cannot see where in the cell anything is.
 """
 
+import contextlib
 import functools
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,15 +220,23 @@ class Encoder(
         return self.network((epsilon - self.lowest) / (self.highest - self.lowest))
 
     def _features(self) -> int:
-        training = self.network.training
-        with torch.no_grad():
-            representation = self.network.eval()(torch.zeros(2, self.channels, *self.grid))
-        self.network.train(training)
+        with evaluating(self.network):
+            representation = self.network(torch.zeros(2, self.channels, *self.grid))
         if representation.ndim != 2:
             raise ValueError(
                 f"the encoder `{self.name}` must return (batch, features), got {tuple(representation.shape)}."
             )
         return representation.shape[1]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode, without gradients, and afterwards back into the mode that it was in."""
+    training = module.training
+    module.eval()
+    with torch.no_grad():
+        yield
+    module.train(training)
 
 
 def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:

@@ -18,7 +18,7 @@ from photonic_essl.metrics import relative_error
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
-from photonic_essl.saving import load_folder, weights_fingerprint
+from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit
 
@@ -66,7 +66,7 @@ def finetune(
         data: labelled dataset file.
         out: folder to write: the model, its settings, logs and checkpoint.
         labels: number of cells to train on. Those of a smaller number are among those of a larger one.
-        pretrained: folder of a pre-trained encoder; without it the encoder starts from new weights.
+        pretrained: folder of a pre-trained encoder, or of a regressor, to start from; without it all weights are new.
         validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on (500 at
             most, the same whatever the number of labels as long as that leaves so many).
         recipe: name of a recipe with settings for regression. What follows overrides it.
@@ -98,8 +98,8 @@ def finetune(
     cells = load_cells(data, labelled=True)
     others = None if validation is None else load_cells(validation, labelled=True)
     trained_on, validated_on = split(cells, labels, label_seed, others)
-    pretrained_encoder = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
-    name = pretrained_encoder.name if pretrained_encoder else encoder or "light"
+    start = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
+    name = encoder_of(start).name if start else encoder or "light"
     settings = overridden(
         regression_recipe(recipe, name),
         loss=loss,
@@ -124,30 +124,32 @@ def finetune(
             "seed": seed,
             "data": cells.fingerprint,
             "validation": others and others.fingerprint,
-            "pretrained": pretrained_encoder and weights_fingerprint(pretrained_encoder),
+            "pretrained": start and weights_fingerprint(start),
             "precision": precision,
         },
     )
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_regressor(out, own_network(name, cells.grid))
-    regressor = new_regressor(name, cells.grid, settings["head"], seed)
-    if pretrained_encoder:
-        regressor.encoder.load_state_dict(pretrained_encoder.state_dict())
+    physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
+    regressor = new_regressor(name, cells.grid, settings["head"], seed, invariance=augmentation.name, **physics)
+    if start:
+        copy_weights(start, regressor)
     if compile:
         regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     best = BestOnValidation(validated_on)
-    physics = {"family": cells.attributes["family"], "polarization": cells.attributes.get("polarization")}
     run.begin_sitting(
-        data=str(data), pretrained=pretrained and str(pretrained), **physics, lattice=cells.lattice.tolist()
+        data=str(data), pretrained=pretrained and str(pretrained), family=cells.attributes["family"], **physics
     )
     fit(module, run, callbacks=[best], device=device, precision=precision, progress=progress)
     regressor.load_state_dict(best.weights)
-    regressor.cpu().eval().save_pretrained(out)
-    run.finish(steps=module.global_step, validation_relative_error=best.error, best_epoch=best.epoch * module.passes)
+    regressor.cpu().eval().calibrate(validated_on.epsilon, validated_on.dos)
+    regressor.save_pretrained(out)
+    error = relative_error(regressor.predict(validated_on.epsilon[:, 0]), validated_on.dos)
+    run.finish(steps=module.global_step, validation_relative_error=error, best_epoch=best.epoch * module.passes)
     print(
-        f"Regressor written to {out}: {100 * best.error:.2f} % relative error on {len(validated_on)} validation cells "
+        f"Regressor written to {out}: {100 * error:.2f} % relative error on {len(validated_on)} validation cells "
         f"({run.record['seconds']:.0f} s)."
     )
     return regressor
@@ -193,20 +195,43 @@ def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | No
     return cells.subset(order[:labels]), validation
 
 
-def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder:
-    """Load a pre-trained encoder, and check that it is the one asked for and fits the cells.
+def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:
+    """Load a pre-trained encoder or regressor, and check that its encoder is the one asked for and fits the cells.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is another one, or was trained on another grid.
     """
     own = name is not None and name not in NETWORKS
-    encoder = load_folder(Encoder, path, make_network(name, 1, cells.grid) if own else None)
+    settings, _ = read_folder(path)
+    model = load_folder(
+        Regressor if "head" in settings else Encoder, path, make_network(name, 1, cells.grid) if own else None
+    )
+    encoder = encoder_of(model)
     if name not in (None, encoder.name):
         raise ValueError(f"{path} holds the encoder `{encoder.name}`, not `{name}`.")
     if encoder.grid != cells.grid:
         raise ValueError(f"{path} holds an encoder of a {encoder.grid} grid, the cells have {cells.grid}.")
-    return encoder
+    return model
+
+
+def encoder_of(model: Encoder | Regressor) -> Encoder:
+    """Return the encoder of a model that may be one itself."""
+    return model.encoder if isinstance(model, Regressor) else model
+
+
+def copy_weights(start: Encoder | Regressor, regressor: Regressor) -> None:
+    """Let a regressor start from the weights of an encoder, or of another regressor.
+
+    Raises:
+        ValueError: if that has another head.
+    """
+    regressor.encoder.load_state_dict(encoder_of(start).state_dict())
+    if isinstance(start, Regressor):
+        widths, wanted = ([layer.out_features for layer in model.head[::2]] for model in (start, regressor))
+        if widths != wanted:
+            raise ValueError(f"the pre-trained regressor has a head of widths {widths}, the recipe asks for {wanted}.")
+        regressor.head.load_state_dict(start.head.state_dict())
 
 
 def augmentation_group(cells: Cells, family: str | None = None, invariance: str | None = None) -> TransformGroup:
@@ -225,11 +250,11 @@ def own_network(name: str, grid: tuple[int, int]) -> nn.Module | None:
     return None if name in NETWORKS else make_network(name, 1, grid)
 
 
-def new_regressor(encoder: str, grid: tuple[int, int], head: Sequence[int], seed: int) -> Regressor:
-    """Build a regressor whose new weights follow from the seed."""
+def new_regressor(encoder: str, grid: tuple[int, int], head: Sequence[int], seed: int, **physics: Any) -> Regressor:
+    """Build a regressor whose new weights follow from the seed; `physics` is what it says of its cells and labels."""
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, _INITIALISATION))
-        return Regressor(encoder, grid=grid, head=head, network=own_network(encoder, grid))
+        return Regressor(encoder, grid=grid, head=head, network=own_network(encoder, grid), **physics)
 
 
 class FineTuning(SeededModule):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.distributed import gathered, own_part
-from photonic_essl.encoders import NETWORKS, Encoder, make_network, multilayer
+from photonic_essl.encoders import NETWORKS, Encoder, evaluating, make_network, multilayer
 from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, Prediction
 from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
@@ -376,12 +376,10 @@ def check_can_tell_apart(encoder: Encoder, asked: TransformGroup, cells: Tensor,
     Raises:
         ValueError: naming the encoder and the group.
     """
-    training = encoder.training
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        plain = encoder.eval()(cells)
+    with evaluating(encoder):
+        plain = encoder(cells)
         moved = [encoder(asked.sample(cells, generator)) for _ in range(4)]
-    encoder.train(training)
     spread = (plain - plain.mean(0)).abs().max()
     if max((copy - plain).abs().max() for copy in moved) <= tolerance * spread:
         raise ValueError(

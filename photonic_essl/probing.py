@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells
-from photonic_essl.encoders import Encoder
+from photonic_essl.encoders import Encoder, evaluating
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.training import SeededModule
 
@@ -87,9 +87,7 @@ def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tens
         encoder: on any device; its mode is put back.
         batches: what it sees at a time, shape `(batch, channel, x, y)` each.
     """
-    training, weight = encoder.training, next(encoder.parameters())
-    encoder.eval()
-    with torch.no_grad():
+    weight = next(encoder.parameters())
+    with evaluating(encoder):
         parts = [encoder(batch.to(weight)).cpu() for batch in batches]
-    encoder.train(training)
     return torch.cat(parts)

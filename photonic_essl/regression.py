@@ -1,5 +1,6 @@
-"""Regression of the density of states: the model, and what is done with one that is trained."""
+"""The regressor: an encoder with a head that predicts the density of states, and intervals around it."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import PERMITTIVITY_RANGE, Encoder, make_network, multilayer
-from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice, relative_error, relative_errors
+from photonic_essl.calibration import Calibration
+from photonic_essl.encoders import PERMITTIVITY_RANGE, Encoder, evaluating, multilayer
+from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
+from photonic_essl.symmetry import group
+
+COPIES = 8
+"""At most so many symmetric copies of a cell are predicted, and averaged."""
 
 
 class Regressor(
@@ -29,6 +34,9 @@ class Regressor(
         grid: number of points along the two lattice vectors.
         permittivity_range: values of ε that the network sees as 0 and 1.
         head: widths of the head's hidden layers.
+        invariance: name of the group over whose copies of a cell predictions are averaged.
+        polarization: of the densities of states, tm or te.
+        lattice: lattice vectors of the cells, one a row.
         network: the encoder's network where it is not one of the presets; its code is not saved.
     """
 
@@ -39,11 +47,20 @@ class Regressor(
         grid: Sequence[int] = (32, 32),
         permittivity_range: Sequence[float] = PERMITTIVITY_RANGE,
         head: Sequence[int] = (256, 256),
+        invariance: str = "identity",
+        polarization: str = "tm",
+        lattice: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
         network: nn.Module | None = None,
     ):
         super().__init__()
+        self.invariance, self.polarization, self.lattice = (
+            group(invariance),
+            polarization,
+            torch.tensor(lattice, device="cpu"),
+        )
         self.encoder = Encoder(encoder, channels, grid, permittivity_range, network)
         self.head = multilayer([self.encoder.features, *head, PREDICTED], normalise=False)
+        self.calibration = Calibration(PREDICTED)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
 
     def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
@@ -59,7 +76,7 @@ class Regressor(
         return self.head(self.encoder(epsilon))
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
-        """Predict densities of states.
+        """Predict densities of states, each as the mean over symmetric copies of the cell.
 
         Args:
             epsilon: relative permittivity of one cell, shape `(x, y)`, or of several, `(sample, x, y)`, on the grid
@@ -71,8 +88,85 @@ class Regressor(
 
         Raises:
             ValueError: if the shape does not fit the model, or a value is not finite or not positive.
+
+        Warns:
+            UserWarning: if ε lies beyond the range that the model was made for.
         """
-        cells = torch.as_tensor(np.asarray(epsilon), dtype=torch.float32)
+        mean, _ = self.mean_and_spread(self._checked(epsilon), batch_size)
+        return dos_array(_like(epsilon, mean))
+
+    def predict_interval(self, epsilon: ArrayLike, coverage: float = 0.9, batch_size: int = 256) -> xr.Dataset:
+        """Predict densities of states with the intervals that hold the true ones.
+
+        Args:
+            epsilon: as for `predict`.
+            coverage: share of cells and frequencies, 0.24 < ωn < 0.96, whose true value lies within, for cells like
+                those that the model was validated on; from 0.01 to 0.99.
+            batch_size: cells at a time.
+
+        Returns:
+            `dos`, as `predict` gives it, `lowest` and `highest`.
+
+        Raises:
+            ValueError: as for `predict`; if `coverage` is out of range, or the model was not calibrated.
+        """
+        mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
+        half = self.calibration.half_width(spread, coverage)
+        found = {"dos": mean, "lowest": (mean - half).clamp(min=0), "highest": mean + half}
+        return xr.Dataset(
+            {name: dos_array(_like(epsilon, values)).rename(name) for name, values in found.items()},
+            attrs={"coverage": coverage},
+        )
+
+    def predicted(
+        self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
+    ) -> Float32[np.ndarray, "sample 400"]:
+        """Return the densities of states of cells in one pass, without their symmetric copies, whatever the mode."""
+        with evaluating(self):
+            return torch.cat([self._densities(batch) for batch in cells.split(batch_size)]).numpy()
+
+    def mean_and_spread(
+        self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
+    ) -> tuple[Float32[Tensor, "sample 400"], Float32[Tensor, "sample 400"]]:
+        """Return the mean of the predictions for symmetric copies of each cell, and their mean distance from it."""
+        means, spreads = [], []
+        with evaluating(self):
+            for batch in cells.split(batch_size):
+                copies = self.invariance.copies(batch.to(self.empty_lattice), COPIES)
+                predicted = torch.stack([self._densities(copy) for copy in copies])
+                means.append(predicted.mean(0))
+                spreads.append((predicted - means[-1]).abs().mean(0))
+        return torch.cat(means), torch.cat(spreads)
+
+    def calibrate(self, cells: Float[Tensor, "sample channel x y"], dos: Float[Tensor, "sample 400"]) -> None:
+        """Measure on labelled cells that were not trained on how wide intervals have to be."""
+        self.calibration.fit(*self.mean_and_spread(cells), dos)
+
+    def check_physics(self, polarization: str | None, lattice: Float[Tensor, "2 2"]) -> None:
+        """Refuse cells whose densities of states the model was not trained for.
+
+        Args:
+            polarization: tm, te, or None where it is not known.
+            lattice: lattice vectors, one a row.
+
+        Raises:
+            ValueError: if polarization or lattice are others than the model's.
+        """
+        if polarization not in (None, self.polarization):
+            raise ValueError(
+                f"the model predicts {self.polarization.upper()}, the cells are for {polarization.upper()}."
+            )
+        if not torch.allclose(lattice.double(), self.lattice.double(), atol=1e-6):
+            raise ValueError(
+                f"the model was trained on the lattice {self.lattice.tolist()}, the cells have {lattice.tolist()}."
+            )
+
+    def _densities(self, cells: Tensor) -> Tensor:
+        """Return what is predicted in one pass, on the CPU; no density of states is negative."""
+        return self(cells.to(self.empty_lattice)).float().clamp(min=0).cpu()
+
+    def _checked(self, epsilon: ArrayLike) -> Tensor:
+        cells = torch.from_numpy(np.ascontiguousarray(epsilon, dtype=np.float32))
         grid = self.encoder.grid
         if cells.ndim not in (2, 3) or tuple(cells.shape[-2:]) != grid:
             raise ValueError(
@@ -81,19 +175,19 @@ class Regressor(
             )
         if not (torch.isfinite(cells) & (cells > 0)).all():
             raise ValueError("`epsilon` must be finite and positive everywhere.")
-        dos = self.predicted(cells.reshape(-1, 1, *grid), batch_size)
-        return dos_array(dos if cells.ndim == 3 else dos[0])
+        lowest, highest = self.encoder.lowest, self.encoder.highest
+        if beyond := int(((cells < lowest) | (cells > highest)).flatten(-2).any(-1).sum()):
+            warnings.warn(
+                f"ε lies beyond the {lowest:g} to {highest:g} that the model was made for in {beyond} cells: do not "
+                "trust their predictions. (Multiplying ε by a factor leaves D/n over scaled frequency as it is.)",
+                stacklevel=3,
+            )
+        return cells.reshape(-1, 1, *grid)
 
-    def predicted(
-        self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
-    ) -> Float32[np.ndarray, "sample 400"]:
-        """Return the densities of states of cells, whatever the mode."""
-        training = self.training
-        self.eval()
-        with torch.no_grad():
-            parts = [self(batch.to(self.empty_lattice)).float().cpu() for batch in cells.split(batch_size)]
-        self.train(training)
-        return torch.cat(parts).numpy()
+
+def _like(epsilon: ArrayLike, values: Tensor) -> np.ndarray:
+    """Return values `(sample, 400)` as they belong to `epsilon`, which may be one cell."""
+    return (values if np.ndim(epsilon) == 3 else values[0]).numpy()
 
 
 def dos_array(dos: Float[np.ndarray, " 400"] | Float[np.ndarray, "sample 400"]) -> xr.DataArray:
@@ -123,58 +217,3 @@ def load_regressor(path: str | Path, network: nn.Module | None = None) -> Regres
         ValueError: if what is there is no regressor of this package.
     """
     return load_folder(Regressor, path, network)
-
-
-def evaluate(model: str | Path, data: str | Path, *, encoder: str | None = None) -> float:
-    """Print and return the relative error of a model on labelled cells, the metric of arXiv 2111.00899.
-
-    Args:
-        model: folder of a regressor.
-        data: labelled dataset file; its cells should be none that the model has seen.
-        encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
-
-    Returns:
-        Mean over cells of Σ|D̂ − D| / Σ|D| over 0.24 < ωn < 0.96, a fraction.
-
-    Raises:
-        FileNotFoundError: if the model or the file is missing.
-        ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
-    """
-    cells = load_cells(data, labelled=True)
-    predicted = _loaded(model, encoder, cells).predict(cells.epsilon[:, 0])
-    errors = relative_errors(predicted, cells.dos)
-    guess = relative_error(np.broadcast_to(empty_lattice()[:PREDICTED], cells.dos.shape), cells.dos)
-    print(
-        f"relative error on {len(cells)} cells: {100 * errors.mean():.2f} % (median {100 * np.median(errors):.2f} %, "
-        f"worst {100 * errors.max():.2f} %; empty lattice {100 * guess:.2f} %)"
-    )
-    return float(errors.mean())
-
-
-def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: str | None = None) -> xr.DataArray:
-    """Predict the densities of states of all cells of a dataset file, and write them to a netCDF file.
-
-    Args:
-        model: folder of a regressor.
-        data: dataset file; labels, if it has any, are not looked at.
-        out: netCDF file to write.
-        encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
-
-    Returns:
-        D/n with dimensions `(sample, frequency)`, as `Regressor.predict`.
-
-    Raises:
-        FileNotFoundError: if the model or the file is missing, or the folder to write to.
-        ValueError: if they are of another kind or do not fit each other.
-    """
-    cells = load_cells(data)
-    dos = _loaded(model, encoder, cells).predict(cells.epsilon[:, 0])
-    if not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
-    dos.to_dataset().assign_attrs(data=cells.fingerprint).to_netcdf(out, engine="h5netcdf")
-    print(f"Predictions for {len(cells)} cells written to {out}.")
-    return dos
-
-
-def _loaded(model: str | Path, encoder: str | None, cells: Cells) -> Regressor:
-    return load_regressor(model, None if encoder is None else make_network(encoder, 1, cells.grid))

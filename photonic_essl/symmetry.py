@@ -73,11 +73,12 @@ class TransformGroup:
         self.matrices = _closure(generators)
         self.parts = parts
         self.permittivity_range = permittivity_range
-        self._matrices = torch.tensor(self.matrices)
+        # On the CPU even where a model that holds the group is made elsewhere.
+        self._matrices = torch.tensor(self.matrices, device="cpu")
         # An inverse of determinant ±1 holds integers; rounding removes what floating point leaves.
         self._inverses = torch.linalg.inv(self._matrices.double()).round().long()
         # The centre may lie between grid points, at odd multiples of ½, only if no element moves a point by halves.
-        self._centre_on_point = bool(((torch.eye(2, dtype=torch.long) - self._matrices).sum(2) % 2).any())
+        self._centre_on_point = bool(((torch.eye(2, dtype=torch.long, device="cpu") - self._matrices).sum(2) % 2).any())
 
     def __repr__(self) -> str:
         return f"TransformGroup({self.name!r})"
@@ -203,6 +204,30 @@ class TransformGroup:
         source = self._source(labels, grid)[:, None, None].expand(-1, *x.shape[:2], -1)
         copies = x.flatten(2)[None].expand(len(labels), -1, -1, -1).gather(3, source)
         return copies.view(-1, *x.shape[1:]), labels.repeat_interleave(len(x))
+
+    def copies(self, x: Cells, count: int) -> Float[Tensor, "copy batch channel x y"]:
+        """Transform each cell of a batch by the same few elements: by all there are, or by a fixed draw of them.
+
+        Args:
+            x: cells.
+            count: at most how many copies of each to make, at least 2.
+
+        Returns:
+            Copies, the untransformed cells first.
+
+        Raises:
+            ValueError: if the group does not fit the grid.
+        """
+        grid = tuple(x.shape[2:])
+        if self.permittivity_range is None and self.order(grid) <= count:
+            return self.orbit(x)[0].unflatten(0, (-1, len(x)))
+        drawn = self.draw(count - 1, grid, torch.Generator().manual_seed(0))
+        labels, quantiles = (
+            values if values is None else values.repeat_interleave(len(x)).to(x.device)
+            for values in (drawn.labels, drawn.quantiles)
+        )
+        moved = self.apply(x.repeat(count - 1, 1, 1, 1), Elements(labels, quantiles))
+        return torch.cat([x, moved]).unflatten(0, (count, len(x)))
 
     def compose(self, first: Labels, then: Labels, grid: tuple[int, int]) -> Labels:
         """Return the labels of doing `first` and `then`, in that order."""

@@ -372,7 +372,7 @@ function showLegend() {
   const {model, reference_grid: grid} = catalogue;
   const items = [["solved", "solved"], ["empty", "empty lattice"], ["reference", `MPB, ${grid} × ${grid} wavevectors (its bands: rings)`]];
   if (model) items.unshift(["predicted", "predicted"]);
-  if (model && model.band) items.splice(1, 0, ["spread", "range over symmetric copies"]);
+  if (model && model.interval) items.splice(1, 0, ["spread", "its 90 % interval"]);
   for (const [id, words] of items) {
     const sample = element("svg", {viewBox: "0 0 30 12"}), style = getComputedStyle($(id));
     const path = element("path", {d: id === "spread" ? "M0 2H30V10H0Z" : "M0 6H30"});
@@ -386,7 +386,7 @@ function showLegend() {
   }
   $("model").textContent = model
     ? `Model ${model.folder}: ${model.polarization.toUpperCase()}${model.family ? `, trained on family ${model.family}` : ""}` +
-      (model.band ? `; the range of its predictions is over copies of the cell under its invariance, ${model.band}.` : ".")
+      (model.interval ? "; 90 % of true values lie in its interval, for cells like those that it was validated on." : ".")
     : "No model was given, so there are no predictions.";
   $("out").textContent = `to ${catalogue.out}`;
 }

@@ -13,11 +13,10 @@ from data_gen.dataset import VARIABLES, Variable, append_to_dataset
 from photonic_essl.bands import band_gaps
 from photonic_essl.explorer.solver_process import SolverProcess
 from photonic_essl.metrics import relative_error
+from photonic_essl.prediction import predictions
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import read_record
-from photonic_essl.symmetry import TransformGroup, group
 
-COPIES = 8  # of a cell, from which the range of its predictions is taken
 SAVED = {
     name: VARIABLES[name]
     for name in (
@@ -36,59 +35,38 @@ class Predictor:
     """A regressor with what its run says of the cells that it was trained on.
 
     Attributes:
-        polarization: of the labels.
-        lattice: of the cells, shape `(2, 2)`.
+        regressor: the model.
         family: of the cells, None if unknown.
-        invariance: group that leaves the density of states as it is, under which the regressor was trained; None if
-            unknown.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.regressor: Regressor = load_regressor(folder)
         record = read_record(folder / "run.json") if (folder / "run.json").is_file() else {}
-        facts = (record.get("sittings") or [{}])[-1]
-        # Regressors that do not say so are of the published kind: TM, square lattice.
-        self.polarization = facts.get("polarization") or "tm"
-        self.lattice = np.array(facts.get("lattice") or np.eye(2))
-        self.family = facts.get("family")
-        named = record.get("settings", {}).get("invariance")
-        self.invariance: TransformGroup | None = group(named) if named else None
+        self.family = (record.get("sittings") or [{}])[-1].get("family")
 
     def predict(self, epsilon: np.ndarray, lattice: np.ndarray, polarization: str) -> dict[str, Any]:
-        """Return the prediction for a cell `(x, y)`, and the range of predictions for its copies under the invariance.
-
-        The copies all have the same density of states, so that some of these predictions are off by half of the range
-        or more.
+        """Return the prediction for a cell `(x, y)`, and the bounds of its 90 % interval.
 
         Returns:
-            `predicted (400,)`, `lowest` and `highest` of the same shape where the invariance is known; or a `note` that
-            says why there is none.
+            `predicted (400,)`, `lowest` and `highest` of the same shape where the model has been calibrated; or a
+            `note` that says why there is none.
         """
-        if polarization != self.polarization or not np.allclose(lattice, self.lattice, atol=1e-6):
-            return {"note": "No prediction: the model was trained on another lattice or polarization."}
-        cells = epsilon[None]
-        if self.invariance:
-            copies = symmetric_copies(self.invariance, torch.from_numpy(epsilon)[None, None], COPIES)
-            cells = np.concatenate([cells, copies[:, 0].numpy()])
-        dos = self.regressor.predict(cells).values
-        answer = {"predicted": _listed(dos[0])}
-        if self.invariance:
-            answer |= {"lowest": _listed(dos.min(0)), "highest": _listed(dos.max(0))}
-        return answer
+        try:
+            self.regressor.check_physics(polarization, torch.from_numpy(np.array(lattice)))
+        except ValueError as error:
+            return {"note": f"No prediction: {error}"}
+        found = predictions(self.regressor, epsilon).rename(dos="predicted")
+        return {name: _listed(values.values) for name, values in found.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return what the page says of the model."""
-        named = self.invariance and self.invariance.name
-        return {"folder": str(self.folder), "family": self.family, "polarization": self.polarization, "band": named}
-
-
-def symmetric_copies(transformations: TransformGroup, cell: torch.Tensor, count: int) -> torch.Tensor:
-    """Return copies of one cell `(1, channel, x, y)`: all there are if these are at most `count`, else a fixed draw."""
-    grid = tuple(cell.shape[2:])
-    if transformations.permittivity_range is None and transformations.order(grid) <= count:
-        return transformations.orbit(cell)[0]
-    return transformations.sample(cell.expand(count, -1, -1, -1), torch.Generator().manual_seed(0))
+        return {
+            "folder": str(self.folder),
+            "family": self.family,
+            "polarization": self.regressor.polarization,
+            "interval": self.regressor.calibration.done,
+        }
 
 
 class Session:

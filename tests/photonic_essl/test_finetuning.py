@@ -4,16 +4,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 
-import photonic_essl
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
-from photonic_essl.finetuning import finetune, split
+from photonic_essl.finetuning import copy_weights, finetune, split
 from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.prediction import evaluate
 from photonic_essl.pretraining import pretrain
 from photonic_essl.recipes import load_recipe
-from photonic_essl.regression import Regressor, evaluate, load_regressor, predict
+from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import read_record, write_record
 
 from .conftest import write_cells
@@ -135,48 +134,11 @@ def test_published_settings():
     assert head == [(1024, 1024), (1024, 1024), (512, 1024), (400, 512)]
 
 
-def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells):
-    model = photonic_essl.load_regressor(finished)
-    stored = xr.load_dataset(labelled)["epsilon"]
-    predicted = model.predict(stored)
-    assert predicted.dims == ("sample", "frequency")
-    assert predicted.attrs["units"]
-    assert predicted.frequency.attrs["units"] == "2πc/a"
-    np.testing.assert_allclose(predicted.frequency, np.linspace(0, 1.2, 500)[:400])
-    one = model.predict(stored.values[3])
-    assert one.dims == ("frequency",)
-    np.testing.assert_allclose(one, predicted[3], rtol=1e-4, atol=1e-4)
-    np.testing.assert_array_equal(model.predict(cells.epsilon[:, 0]), predicted)
-    np.testing.assert_array_equal(model.predict(stored.values.astype("f8"), batch_size=20), predicted)
-
-
-@pytest.mark.parametrize(
-    ("epsilon", "message"),
-    [
-        (np.ones((16, 16)), r"grid of 32 × 32, got \(16, 16\)"),
-        (np.ones((2, 1, 32, 32)), r"must have shape \(x, y\) or \(sample, x, y\)"),
-        (np.zeros((32, 32)), "finite and positive"),
-        (np.full((32, 32), np.nan), "finite and positive"),
-    ],
-)
-def test_cells_that_do_not_fit_are_refused(finished, epsilon, message):
-    with pytest.raises(ValueError, match=message):
-        load_regressor(finished).predict(epsilon)
-
-
-def test_evaluate_prints_and_returns_the_metric(finished, labelled, cells, capsys):
-    error = evaluate(finished, labelled)
-    assert error == pytest.approx(relative_error(load_regressor(finished).predict(cells.epsilon[:, 0]), cells.dos))
-    assert f"relative error on 20 cells: {100 * error:.2f} %" in capsys.readouterr().out
-
-
-def test_predict_writes_a_file(finished, unlabelled, tmp_path):
-    predicted = predict(finished, unlabelled, tmp_path / "predictions.nc")
-    written = xr.load_dataset(tmp_path / "predictions.nc")
-    np.testing.assert_array_equal(written["dos"], predicted)
-    assert written["dos"].attrs["units"]
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
+def test_a_run_may_start_from_a_regressor_head_and_all(finished, labelled, cells, tmp_path):
+    again = finetune(labelled, tmp_path / "run", labels=10, pretrained=finished, **SMALL | {"learning_rate": 1e-12})
+    torch.testing.assert_close(again.head.state_dict(), load_regressor(finished).head.state_dict())
+    with pytest.raises(ValueError, match=r"has a head of widths \[256, 256, 400\], the recipe asks for \[1024, "):
+        copy_weights(again, Regressor("light", head=[1024, 1024, 512]))
 
 
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
@@ -217,7 +179,7 @@ def test_bad_files_are_refused(unlabelled, labelled, tmp_path):
         finetune(unlabelled, tmp_path / "run", labels=3)
     with pytest.raises(FileNotFoundError):
         finetune(tmp_path / "nothing.nc", tmp_path / "run", labels=3)
-    with pytest.raises(FileNotFoundError, match="holds no saved encoder"):
+    with pytest.raises(FileNotFoundError, match="holds no saved model"):
         finetune(labelled, tmp_path / "run", labels=3, pretrained=tmp_path)
     wide = write_cells(tmp_path / "wide.nc", 6, grid=(64, 64))
     pretrain(wide, tmp_path / "encoder", epochs=1, batch_size=4, progress=False)

@@ -28,7 +28,7 @@ MOVES = 5
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorer")
-    cells = write_cells(folder / "cells.h5", 20, polarization="tm")
+    cells = write_cells(folder / "cells.h5", 70, polarization="tm")
     finetune(cells, folder / "model", labels=16, epochs=40, progress=False)
     return folder / "model"
 
@@ -115,17 +115,15 @@ def test_choose_move_paint_save_and_read_back(page, explorer, model):
 
 def test_page_says_what_the_model_was_trained_on(page):
     assert "TM, trained on family blob; " in page.text_content("#model")
-    assert "mirrors * quarter-turns" in page.text_content("#model")
+    assert "90 % of true values lie in its interval" in page.text_content("#model")
 
 
-def test_range_of_predictions_is_over_symmetric_copies(page, model):
+def test_range_of_the_prediction_is_the_interval_of_the_model(page, model):
     page.select_option("#family", "p1")
     solved(page)
-    cell = np.array(page.evaluate("shown.epsilon"))
-    copies = [turned[::step] for turned in map(np.rot90, [cell] * 4, range(4)) for step in (1, -1)]
-    predictions = load_regressor(model).predict(np.stack(copies)).values
-    np.testing.assert_allclose(page.evaluate("shown.lowest"), predictions.min(0), atol=1e-3)
-    np.testing.assert_allclose(page.evaluate("shown.highest"), predictions.max(0), atol=1e-3)
+    interval = load_regressor(model).predict_interval(np.array(page.evaluate("shown.epsilon")))
+    np.testing.assert_allclose(page.evaluate("shown.lowest"), interval["lowest"], atol=1e-3)
+    np.testing.assert_allclose(page.evaluate("shown.highest"), interval["highest"], atol=1e-3)
 
 
 def test_prediction_lies_within_the_range_that_is_drawn(page):
@@ -152,7 +150,9 @@ def test_cell_of_another_lattice_is_solved_but_not_predicted(page):
     predicted, curve = solved(page)
     assert not predicted
     assert curve
-    assert page.text_content("#note") == "No prediction: the model was trained on another lattice or polarization."
+    assert page.text_content("#note").startswith(
+        "No prediction: the model was trained on the lattice [[1.0, 0.0], [0.0, 1.0]], the cells"
+    )
     assert page.text_content("#labels") == "ΓMKΓ"
     page.select_option("#plane_group", "pm")
     solved(page)

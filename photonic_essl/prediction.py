@@ -1,0 +1,103 @@
+"""What is done with a trained regressor: measure it on labelled cells, and predict."""
+
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from photonic_essl.data import load_cells
+from photonic_essl.encoders import make_network
+from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
+from photonic_essl.regression import Regressor, load_regressor
+
+
+def evaluate(model: str | Path, data: str | Path, *, encoder: str | None = None) -> float:
+    """Print and return the relative error of a model on labelled cells, the metric of arXiv 2111.00899.
+
+    Args:
+        model: folder of a regressor.
+        data: labelled dataset file; its cells should be none that the model has seen.
+        encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
+
+    Returns:
+        Mean over cells of Σ|D̂ − D| / Σ|D| over 0.24 < ωn < 0.96, a fraction.
+
+    Raises:
+        FileNotFoundError: if the model or the file is missing.
+        ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
+    """
+    cells = load_cells(data, labelled=True)
+    regressor = load(model, encoder, cells.grid)
+    regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
+    predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
+    errors = relative_errors(predicted["dos"], cells.dos)
+    guess = relative_error(np.broadcast_to(empty_lattice()[:PREDICTED], cells.dos.shape), cells.dos)
+    print(
+        f"relative error on {len(cells)} cells: {100 * errors.mean():.2f} % (median {100 * np.median(errors):.2f} %, "
+        f"worst {100 * errors.max():.2f} %; empty lattice {100 * guess:.2f} %)"
+    )
+    if "lowest" in predicted:
+        true, coverage = cells.dos.numpy(), predicted.attrs["coverage"]
+        within = float(((predicted["lowest"] <= true) & (true <= predicted["highest"]))[:, SCORED].mean())
+        print(f"within its {100 * coverage:.0f} % interval: {100 * within:.1f} % of cells and frequencies")
+    return float(errors.mean())
+
+
+def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: str | None = None) -> xr.Dataset:
+    """Predict the densities of states of cells, and write them to a netCDF file.
+
+    Args:
+        model: folder of a regressor.
+        data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
+            `(sample, x, y)`.
+        out: netCDF file to write.
+        encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
+
+    Returns:
+        D/n as `dos`, and the bounds `lowest` and `highest` of its 90 % interval where the model has been calibrated, as
+        `Regressor.predict_interval` gives them.
+
+    Raises:
+        FileNotFoundError: if the model or the file is missing, or the folder to write to.
+        ValueError: if they are of another kind or do not fit each other.
+    """
+    if Path(data).suffix == ".npy":
+        epsilon = read_array(Path(data))
+        found = predictions(load(model, encoder, epsilon.shape[-2:]), epsilon).assign_attrs(data=str(data))
+    else:
+        cells = load_cells(data)
+        regressor = load(model, encoder, cells.grid)
+        regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
+        found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
+    if not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
+    found.to_netcdf(out, engine="h5netcdf")
+    print(f"Predictions for {found.sizes.get('sample', 1)} cells written to {out}.")
+    return found
+
+
+def predictions(regressor: Regressor, epsilon: np.ndarray) -> xr.Dataset:
+    """Return predictions as `Regressor.predict_interval`, without bounds where the model has not been calibrated."""
+    if regressor.calibration.done:
+        return regressor.predict_interval(epsilon)
+    return regressor.predict(epsilon).to_dataset()
+
+
+def load(model: str | Path, encoder: str | None, grid: tuple[int, ...]) -> Regressor:
+    """Load a regressor, building the network of the user's own that its encoder may need."""
+    return load_regressor(model, None if encoder is None else make_network(encoder, 1, grid))
+
+
+def read_array(path: Path) -> np.ndarray:
+    """Read an array of numbers from an .npy file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        return np.load(path, allow_pickle=False).astype(np.float32)
+    except (ValueError, TypeError, EOFError) as error:
+        raise ValueError(f"{path} is no .npy file of numbers: {error}.") from None

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import photonic_essl
+from photonic_essl.data import load_cells
+from photonic_essl.finetuning import finetune
+from photonic_essl.metrics import relative_error
+from photonic_essl.prediction import evaluate, predict
+from photonic_essl.regression import Regressor, load_regressor
+
+from .conftest import write_cells
+from .test_finetuning import SMALL
+
+
+@pytest.fixture(scope="module")
+def finished(labelled, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    finetune(labelled, out, labels=10, **SMALL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibrated")
+    data = write_cells(folder / "cells.nc", 200, seed=5, polarization="tm")
+    finetune(data, folder / "model", labels=100, **SMALL)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def cells(labelled):
+    return load_cells(labelled, labelled=True)
+
+
+def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells):
+    model = photonic_essl.load_regressor(finished)
+    stored = xr.load_dataset(labelled)["epsilon"]
+    predicted = model.predict(stored)
+    assert predicted.dims == ("sample", "frequency")
+    assert predicted.attrs["units"]
+    assert predicted.frequency.attrs["units"] == "2πc/a"
+    np.testing.assert_allclose(predicted.frequency, np.linspace(0, 1.2, 500)[:400])
+    one = model.predict(stored.values[3])
+    assert one.dims == ("frequency",)
+    np.testing.assert_allclose(one, predicted[3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(model.predict(cells.epsilon[:, 0]), predicted)
+    np.testing.assert_array_equal(model.predict(stored.values.astype("f8"), batch_size=20), predicted)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "message"),
+    [
+        (np.ones((16, 16)), r"grid of 32 × 32, got \(16, 16\)"),
+        (np.ones((2, 1, 32, 32)), r"must have shape \(x, y\) or \(sample, x, y\)"),
+        (np.zeros((32, 32)), "finite and positive"),
+        (np.full((32, 32), np.nan), "finite and positive"),
+    ],
+)
+def test_cells_that_do_not_fit_are_refused(finished, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        load_regressor(finished).predict(epsilon)
+
+
+def test_evaluate_prints_and_returns_the_metric(finished, labelled, cells, capsys):
+    error = evaluate(finished, labelled)
+    assert error == pytest.approx(relative_error(load_regressor(finished).predict(cells.epsilon[:, 0]), cells.dos))
+    assert f"relative error on 20 cells: {100 * error:.2f} %" in capsys.readouterr().out
+
+
+def test_predict_writes_a_file(finished, unlabelled, tmp_path):
+    predicted = predict(finished, unlabelled, tmp_path / "predictions.nc")
+    written = xr.load_dataset(tmp_path / "predictions.nc")
+    np.testing.assert_array_equal(written["dos"], predicted["dos"])
+    assert written["dos"].attrs["units"]
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
+
+
+def test_a_prediction_is_the_mean_over_symmetric_copies(finished):
+    model, cell = load_regressor(finished), np.random.default_rng(0).uniform(1, 20, (32, 32)).astype("f4")
+    copies = [turned[::step] for turned in map(np.rot90, [cell] * 4, range(4)) for step in (1, -1)]
+    single = model.predicted(torch.from_numpy(np.stack(copies))[:, None])
+    assert single.std(0).max() > 1e-4
+    np.testing.assert_allclose(model.predict(cell), single.mean(0), rtol=1e-5, atol=1e-5)
+    for copy in copies:
+        np.testing.assert_allclose(model.predict(copy), model.predict(cell), rtol=1e-5, atol=1e-5)
+
+
+def test_intervals_hold_new_cells_and_are_written(calibrated, tmp_path, capsys):
+    data = write_cells(tmp_path / "test.nc", 200, seed=6, polarization="tm")
+    evaluate(calibrated, data)
+    share = float(capsys.readouterr().out.split("within its 90 % interval: ")[1].split(" %")[0])
+    assert share == pytest.approx(90, abs=6)
+    predict(calibrated, data, tmp_path / "predictions.nc")
+    written = xr.load_dataset(tmp_path / "predictions.nc")
+    assert written.attrs["coverage"] == 0.9
+    assert (written["lowest"] >= 0).all()
+    assert (written["lowest"] <= written["dos"]).all()
+    assert (written["dos"] <= written["highest"]).all()
+    assert written["highest"].attrs["units"] == written["dos"].attrs["units"]
+
+
+def test_a_model_without_intervals_says_so(finished):
+    with pytest.raises(ValueError, match="the model has no intervals"):
+        load_regressor(finished).predict_interval(np.ones((32, 32)))
+
+
+def test_predict_takes_arrays(calibrated, tmp_path):
+    cell = np.random.default_rng(0).uniform(1, 20, (32, 32))
+    for name, epsilon in (("one", cell), ("two", np.stack([cell, cell]))):
+        np.save(tmp_path / f"{name}.npy", epsilon)
+        predicted = predict(calibrated, tmp_path / f"{name}.npy", tmp_path / "predictions.nc")
+        np.testing.assert_array_equal(predicted["dos"], load_regressor(calibrated).predict(epsilon))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("objects", "text"):
+        with pytest.raises(ValueError, match=f"{name}.npy is no .npy file of numbers"):
+            predict(calibrated, tmp_path / f"{name}.npy", tmp_path / "predictions.nc")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        predict(calibrated, tmp_path / "missing.npy", tmp_path / "predictions.nc")
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"polarization": "te"}, "the model predicts TM, the cells are for TE"),
+        (
+            {"lattice": [1.0, 0.0, 0.5, 0.75**0.5]},
+            r"trained on the lattice \[\[1\.0, 0\.0\], .*, the cells have",
+        ),
+    ],
+)
+def test_other_physics_is_refused(calibrated, tmp_path, attributes, message):
+    data = write_cells(tmp_path / "other.nc", 3, **attributes)
+    for use in (lambda: evaluate(calibrated, data), lambda: predict(calibrated, data, tmp_path / "predictions.nc")):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.parametrize(("factor", "beyond"), [(0.5, 1), (25, 1), (3, 0)])
+def test_permittivities_beyond_the_range_are_warned_of(recwarn, factor, beyond):
+    epsilon = np.full((2, 32, 32), 2.0)
+    epsilon[0] = factor
+    Regressor("light").predict(epsilon)
+    assert [str(warning.message)[:53] for warning in recwarn] == beyond * [
+        "ε lies beyond the 1 to 20 that the model was made for"
+    ]
