@@ -1,6 +1,6 @@
 """Encoders: from unit cells to representations.
 
-`Encoder` is what the rest of the package uses. It standardises the permittivity, the one place where this is done, and
+`Encoder` is what the rest of the package uses. It standardises the permittivity (`photonic_essl.standardisation`) and
 hands it to a network: a preset of `NETWORKS`, or your own. Your own is any `nn.Module` that maps
 `(batch, channel, x, y)` to `(batch, features)`, given as `"module:factory"`, where `factory(channels, grid)` builds it:
 
@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from photonic_essl.periodic import PeriodicConvolution
 from photonic_essl.saving import MODEL_CARD, SavedModel
-
-PERMITTIVITY_RANGE = (1.0, 20.0)
+from photonic_essl.standardisation import PERMITTIVITY_RANGE, FixedRange, ScaleFree
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -141,6 +140,10 @@ NETWORKS = {
 }
 
 
+STANDARDISATIONS = {"light": ScaleFree}
+"""What the presets see of ε where that is not the published `FixedRange`; a network of your own sees that too."""
+
+
 def make_network(
     name: str,
     channels: int = 1,
@@ -183,7 +186,7 @@ class Encoder(
         name: of the network: one of `NETWORKS`, or what a network of your own is to be called.
         channels: of a cell.
         grid: number of points along the two lattice vectors.
-        permittivity_range: values of ε that the network sees as 0 and 1.
+        permittivity_range: between which ε of the cells lies.
         network: the network itself where it is not one of the presets. Its weights are saved, its code is not: it has
             to be given again to `from_pretrained`.
 
@@ -203,10 +206,10 @@ class Encoder(
     ):
         super().__init__()
         self.name, self.channels, self.grid = name, channels, tuple(grid)
-        self.lowest, self.highest = permittivity_range
+        self.standardise = STANDARDISATIONS.get(name, FixedRange)(permittivity_range)
         if network is None and name not in self.presets:
             raise ValueError(f"the network of the encoder {name!r} is not a preset, and has to be given.")
-        self.network = self.presets[name](channels, self.grid) if network is None else network
+        self.network = self.presets[name](self.seen, self.grid) if network is None else network
         self.features = self._features()
 
     @classmethod
@@ -217,11 +220,16 @@ class Encoder(
 
     def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch {self.features}"]:
         """Return the representation of each cell, given its relative permittivity."""
-        return self.network((epsilon - self.lowest) / (self.highest - self.lowest))
+        return self.network(self.standardise(epsilon))
+
+    @property
+    def seen(self) -> int:
+        """Number of channels that the network sees."""
+        return self.channels * self.standardise.copies
 
     def _features(self) -> int:
         with evaluating(self.network):
-            representation = self.network(torch.zeros(2, self.channels, *self.grid))
+            representation = self.network(torch.zeros(2, self.seen, *self.grid))
         if representation.ndim != 2:
             raise ValueError(
                 f"the encoder `{self.name}` must return (batch, features), got {tuple(representation.shape)}."

@@ -12,9 +12,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from photonic_essl.calibration import Calibration
-from photonic_essl.encoders import PERMITTIVITY_RANGE, Encoder, evaluating, multilayer
+from photonic_essl.encoders import Encoder, evaluating, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
+from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
 
 COPIES = 8
@@ -32,7 +33,7 @@ class Regressor(
         encoder: name of the encoder's network.
         channels: of a cell.
         grid: number of points along the two lattice vectors.
-        permittivity_range: values of ε that the network sees as 0 and 1.
+        permittivity_range: between which ε of the cells lies.
         head: widths of the head's hidden layers.
         invariance: name of the group over whose copies of a cell predictions are averaged.
         polarization: of the densities of states, tm or te.
@@ -90,7 +91,7 @@ class Regressor(
             ValueError: if the shape does not fit the model, or a value is not finite or not positive.
 
         Warns:
-            UserWarning: if ε lies beyond the range that the model was made for.
+            UserWarning: if cells are outside of what the model was made for.
         """
         mean, _ = self.mean_and_spread(self._checked(epsilon), batch_size)
         return dos_array(_like(epsilon, mean))
@@ -175,14 +176,15 @@ class Regressor(
             )
         if not (torch.isfinite(cells) & (cells > 0)).all():
             raise ValueError("`epsilon` must be finite and positive everywhere.")
-        lowest, highest = self.encoder.lowest, self.encoder.highest
-        if beyond := int(((cells < lowest) | (cells > highest)).flatten(-2).any(-1).sum()):
+        cells = cells.reshape(-1, 1, *grid)
+        standardise = self.encoder.standardise
+        if outside := int(standardise.outside(cells).sum()):
             warnings.warn(
-                f"ε lies beyond the {lowest:g} to {highest:g} that the model was made for in {beyond} cells: do not "
-                "trust their predictions. (Multiplying ε by a factor leaves D/n over scaled frequency as it is.)",
+                f"the model was made for {standardise.scope}: do not trust its predictions where that does not hold "
+                f"({outside} of {len(cells)} cells).",
                 stacklevel=3,
             )
-        return cells.reshape(-1, 1, *grid)
+        return cells
 
 
 def _like(epsilon: ArrayLike, values: Tensor) -> np.ndarray:

@@ -139,11 +139,20 @@ def test_other_physics_is_refused(calibrated, tmp_path, attributes, message):
             use()
 
 
-@pytest.mark.parametrize(("factor", "beyond"), [(0.5, 1), (25, 1), (3, 0)])
-def test_permittivities_beyond_the_range_are_warned_of(recwarn, factor, beyond):
-    epsilon = np.full((2, 32, 32), 2.0)
-    epsilon[0] = factor
-    Regressor("light").predict(epsilon)
-    assert [str(warning.message)[:53] for warning in recwarn] == beyond * [
-        "ε lies beyond the 1 to 20 that the model was made for"
-    ]
+@pytest.mark.parametrize(
+    ("encoder", "epsilon", "scope"),
+    [
+        ("paper", 0.5, "ε from 1 to 20"),
+        ("paper", 25.0, "ε from 1 to 20"),
+        ("paper", 3.0, None),
+        ("light", 25.0, None),
+        ("light", 50.0, "a contrast of ε of 20 at most"),
+    ],
+)
+def test_cells_outside_of_what_a_model_is_made_for_are_warned_of(recwarn, encoder, epsilon, scope):
+    cells = np.full((2, 32, 32), 2.0)
+    cells[0, :, 16:] = epsilon
+    Regressor(encoder).predict(cells)
+    assert [str(warning.message) for warning in recwarn] == [
+        f"the model was made for {scope}: do not trust its predictions where that does not hold (1 of 2 cells)."
+    ] * (scope is not None)
