@@ -80,14 +80,15 @@ def paired_tests(rows: pd.DataFrame) -> pd.DataFrame:
     """Test the difference between recipes over runs that share seed and draw of labels (two-sided t-tests for pairs).
 
     Runs that share a seed, or a draw, are not independent of each other. So the differences are averaged over draws
-    and tested over seeds, averaged over seeds and tested over draws, and the larger p-value counts.
+    and tested over seeds, averaged over seeds and tested over draws, and the larger p-value counts. Where there is one
+    draw, as there is of all cells of a pool, they are tested over seeds alone.
 
     Args:
         rows: trained on converged labels.
 
     Returns:
         A row for each dataset, pair of `PAIRS` and number of labels: the mean difference and its standard deviation
-        (fractions), the number of pairs, and the p-value, not a number where there are fewer than two seeds or draws.
+        (fractions), the number of pairs, and the p-value, not a number where there are fewer than two seeds.
     """
     errors = rows.pivot(index=["dataset", "labels", *RUN], columns="recipe", values="relative_error")
     found = []
@@ -98,7 +99,10 @@ def paired_tests(rows: pd.DataFrame) -> pd.DataFrame:
             difference = (part[first] - part[second]).dropna()
             if difference.empty:
                 continue
-            p_value = np.max([_p_value(difference.groupby(level=shared).mean()) for shared in RUN])
+            draws = difference.index.unique("label_seed")
+            p_value = np.max(
+                [_p_value(difference.groupby(level=of).mean()) for of in (RUN if len(draws) > 1 else RUN[:1])]
+            )
             numbers = (difference.mean(), difference.std(), len(difference), p_value)
             found.append((dataset, labels, first, second, *numbers))
     names = ["dataset", "labels", "first", "second", "difference", "deviation", "pairs", "p_value"]

@@ -89,6 +89,8 @@ def trials(scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str]) 
         if recipe in BASELINES and seed != scale.pretraining_seeds[0]:
             continue
         for labels, draw in itertools.product(scale.labels, scale.label_seeds):
+            if labels == plans[dataset].samples["pool"] and draw != scale.label_seeds[0]:
+                continue  # All cells of the pool are one draw.
             found.append(Trial(dataset, recipe, scale.name, labels, seed, draw, **settings))
             if recipe == SUPERVISED and labels == max(scale.labels) and seed == scale.pretraining_seeds[0]:
                 found += [

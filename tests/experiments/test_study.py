@@ -308,3 +308,12 @@ def test_the_command_makes_data_table_and_estimate(tmp_path, capsys):
     assert study.main([*command, *paths]) == 0
     assert "estimate with 1 processes" in capsys.readouterr().out
     assert study.main(["--rerun", "1", *paths]) == 0
+
+
+def test_all_cells_of_the_pool_are_drawn_once():
+    scale = study.load_scale("laptop")
+    wanted = study.trials(scale, {name: datasets.load_plan(name, "laptop") for name in scale.datasets}, scale.recipes)
+    for labels, draws in ((800, 3), (3200, 1)):
+        some = [one for one in wanted if (one.dataset, one.recipe, one.labels) == ("gpm", "e-simclr", labels)]
+        assert len({one.label_seed for one in some}) == draws
+        assert len(some) == draws * len(scale.pretraining_seeds)
