@@ -147,7 +147,12 @@ def finetune(
     regressor.cpu().eval().calibrate(validated_on.epsilon, validated_on.dos)
     regressor.save_pretrained(out)
     error = relative_error(regressor.predict(validated_on.epsilon[:, 0]), validated_on.dos)
-    run.finish(steps=module.global_step, validation_relative_error=error, best_epoch=best.epoch * module.passes)
+    run.finish(
+        steps=module.global_step,
+        validation_relative_error=error,
+        best_epoch=best.epoch * module.passes,
+        lowest_validation_error=best.error,  # of one pass, without symmetric copies
+    )
     print(
         f"Regressor written to {out}: {100 * error:.2f} % relative error on {len(validated_on)} validation cells "
         f"({run.record['seconds']:.0f} s)."

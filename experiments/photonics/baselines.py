@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestRegressor
@@ -49,15 +50,15 @@ NEIGHBOUR_PIXELS = 16
 class Model(Protocol):
     """What every baseline and every regressor can do."""
 
-    def predicted(self, cells: Tensor) -> np.ndarray:
-        """Return the densities of states of cells `(sample, 1, x, y)` as `(sample, 400)`."""
+    def predict(self, epsilon: Tensor) -> ArrayLike:
+        """Return the densities of states of cells `(sample, x, y)` as `(sample, 400)`."""
 
 
 class EmptyLattice:
     """The density of states of a uniform cell, whatever the cell."""
 
-    def predicted(self, cells: Tensor) -> np.ndarray:
-        return np.tile(empty_lattice()[:PREDICTED], (len(cells), 1))
+    def predict(self, epsilon: Tensor) -> np.ndarray:
+        return np.tile(empty_lattice()[:PREDICTED], (len(epsilon), 1))
 
 
 class NearestNeighbour:
@@ -68,8 +69,8 @@ class NearestNeighbour:
         self.spectra, self.squares = torch.fft.rfft2(copies), copies.square().sum((1, 2))
         self.dos = training.dos.numpy()
 
-    def predicted(self, cells: Tensor) -> np.ndarray:
-        nearest = [self._nearest(cell) for cell in torch.from_numpy(coarse(cells))]
+    def predict(self, epsilon: Tensor) -> np.ndarray:
+        nearest = [self._nearest(cell) for cell in torch.from_numpy(coarse(epsilon[:, None]))]
         return self.dos[nearest]
 
     def _nearest(self, cell: Tensor) -> int:
@@ -85,8 +86,8 @@ class OnFeatures:
         self.regressor = make_pipeline(StandardScaler(), regressor)
         self.regressor.fit(features(training.epsilon), training.dos.numpy() - empty_lattice()[:PREDICTED])
 
-    def predicted(self, cells: Tensor) -> np.ndarray:
-        return empty_lattice()[:PREDICTED] + self.regressor.predict(features(cells))
+    def predict(self, epsilon: Tensor) -> np.ndarray:
+        return empty_lattice()[:PREDICTED] + self.regressor.predict(features(epsilon[:, None]))
 
 
 class OnComponents(RegressorMixin, BaseEstimator):
@@ -169,7 +170,7 @@ BASELINES: Mapping[str, Callable[[Cells, Cells, int], Model]] = {
 
 def best(models: list[Model], validation: Cells) -> Model:
     """Return the model with the lowest error on validation cells."""
-    return min(models, key=lambda model: relative_error(model.predicted(validation.epsilon), validation.dos))
+    return min(models, key=lambda model: relative_error(model.predict(validation.epsilon[:, 0]), validation.dos))
 
 
 def run_baseline(
@@ -183,7 +184,7 @@ def run_baseline(
     start = time.monotonic()
     model = BASELINES[name](split(pool, labels, label_seed, validation)[0], validation, seed)
     return model, {
-        "validation_relative_error": relative_error(model.predicted(validation.epsilon), validation.dos),
+        "validation_relative_error": relative_error(model.predict(validation.epsilon[:, 0]), validation.dos),
         "seconds": round(time.monotonic() - start, 3),
         "device": "cpu",
     }

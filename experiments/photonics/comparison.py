@@ -24,6 +24,13 @@ NAMES = {
     "e-simclr-relative": "E-SimCLR, relative",
     "e-simsiam": "E-SimSiam",
     "e-barlow": "E-Barlow",
+    "surrogate": "surrogate",
+    "published-supervised": "published encoder, supervised",
+    "published": "published recipe",
+    "fixed-range": "supervised, ε in its range",
+    "surrogate-fixed-range": "surrogate, ε in its range",
+    "mean-pooling": "supervised, mean pooling",
+    "squared-loss": "supervised, squared loss",
 }
 """Recipes in the order of the tables, and what they are called there."""
 
@@ -37,6 +44,14 @@ PAIRS = [
     ("e-simclr-relative", "e-simclr"),
     ("e-simsiam", "supervised"),
     ("e-barlow", "supervised"),
+    ("surrogate", "supervised"),
+    ("published", "published-supervised"),
+    ("supervised", "published-supervised"),
+    ("surrogate", "published"),
+    ("fixed-range", "supervised"),
+    ("surrogate-fixed-range", "surrogate"),
+    ("mean-pooling", "supervised"),
+    ("squared-loss", "supervised"),
 ]
 """Recipes whose difference is tested: the first minus the second."""
 

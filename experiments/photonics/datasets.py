@@ -16,7 +16,8 @@ from data_gen.verification import verify
 from experiments.photonics.splits import check_disjoint
 
 CONVERGED = "converged"
-SPLITS = ("unlabelled", "pool", "validation", "test")
+UNLABELLED = "unlabelled"
+SPLITS = (UNLABELLED, "pool", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class DatasetPlan:
         seeds: seed of the cells of each split.
         samples: number of cells of each split.
         labels: settings of `generate` for each kind of label.
-        labelled: the kinds of label that each labelled split carries.
+        labelled: the kinds of label that each split carries.
         verified: how many cells of the test split MPB solves again.
     """
 
@@ -45,9 +46,10 @@ class DatasetPlan:
     labelled: Mapping[str, list[str]]
     verified: int
 
-    def file(self, folder: Path, split: str, kind: str = CONVERGED) -> Path:
-        """Return the file of a split, with one kind of label where it has any."""
-        return folder / self.name / (f"{split}.h5" if split == "unlabelled" else f"{split}-{kind}.h5")
+    def file(self, folder: Path, split: str, kind: str | None = None) -> Path:
+        """Return the file of a split, with one kind of label: converged where not given, none if it is unlabelled."""
+        kind = kind or (UNLABELLED if split == UNLABELLED else CONVERGED)
+        return folder / self.name / (f"{split}.h5" if kind == UNLABELLED else f"{split}-{kind}.h5")
 
 
 def load_plan(name: str, scale: str) -> DatasetPlan:
@@ -83,7 +85,7 @@ def make(plan: DatasetPlan, folder: Path, results: Path, workers: int = 1) -> No
     """
     (folder / plan.name).mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        for kind in plan.labelled.get(split, [CONVERGED]):
+        for kind in ([UNLABELLED] if split == UNLABELLED else []) + plan.labelled.get(split, []):
             _generate(plan, plan.file(folder, split, kind), split, kind, workers)
     check_files(plan, folder)
     if plan.verified and not results.exists():
@@ -92,7 +94,7 @@ def make(plan: DatasetPlan, folder: Path, results: Path, workers: int = 1) -> No
 
 def _generate(plan: DatasetPlan, out: Path, split: str, kind: str, workers: int) -> None:
     """Make one file; cells that cannot be labelled are named, and left out by whoever reads the file."""
-    settings = {"unlabelled": True} if split == "unlabelled" else plan.labels[kind]
+    settings = {"unlabelled": True} if kind == UNLABELLED else plan.labels[kind]
     try:
         generate(plan.family, out=out, samples=plan.samples[split], seed=plan.seeds[split], workers=workers, **settings)
     except RuntimeError as error:

@@ -69,14 +69,15 @@ def _label_seconds(family: str, settings: tuple[tuple[str, Any], ...]) -> float:
 
 
 def _pretraining(trial: Trial, plan: DatasetPlan) -> float:
-    """Return seconds of a pre-training."""
-    chosen = RECIPES[trial.recipe]
+    """Return seconds of a pre-training, or of training a surrogate."""
+    recipe, cells = RECIPES[trial.recipe], plan.samples["unlabelled"]
+    if "surrogate" in recipe:
+        return _training(trial.encoder, plan, cells, recipe["surrogate"])
+    chosen = {"epochs": trial.pretraining_epochs} | recipe["pretrain"]
     settings = overridden(
-        load_recipe(chosen["recipe"], trial.encoder),
-        prediction=chosen.get("prediction"),
-        epochs=trial.pretraining_epochs,
+        load_recipe(chosen["recipe"], trial.encoder), prediction=chosen.get("prediction"), epochs=chosen["epochs"]
     )
-    steps = settings["epochs"] * (plan.samples["unlabelled"] // settings["batch_size"])
+    steps = settings["epochs"] * (cells // settings["batch_size"])
     return SECONDS_OF_A_RUN + steps * _pretraining_step(
         trial.recipe, trial.encoder, plan.invariance, plan.equivariance, settings["batch_size"]
     )
@@ -84,7 +85,7 @@ def _pretraining(trial: Trial, plan: DatasetPlan) -> float:
 
 @functools.cache
 def _pretraining_step(recipe: str, encoder: str, invariance: str, equivariance: str, batch_size: int) -> float:
-    chosen = RECIPES[recipe]
+    chosen = RECIPES[recipe]["pretrain"]
     settings = overridden(load_recipe(chosen["recipe"], encoder), prediction=chosen.get("prediction"), epochs=1)
     cells = made_up_cells(batch_size * MEASURED_STEPS)
     groups = named_groups(cells, settings["transformation"], None, invariance, equivariance)
@@ -93,15 +94,21 @@ def _pretraining_step(recipe: str, encoder: str, invariance: str, equivariance: 
 
 def _finetuning(trial: Trial, plan: DatasetPlan) -> float:
     """Return seconds of a fine-tuning, validation included."""
+    chosen = {"epochs": trial.finetuning_epochs} | RECIPES[trial.recipe].get("finetune", {})
+    return _training(trial.encoder, plan, trial.labels, chosen)
+
+
+def _training(encoder: str, plan: DatasetPlan, labels: int, chosen: Mapping[str, Any]) -> float:
+    """Return seconds of training a regressor."""
     settings = overridden(
-        regression_recipe("supervised", trial.encoder),
-        epochs=trial.finetuning_epochs,
-        minimum_steps=None if trial.finetuning_epochs is None else 0,
+        regression_recipe("supervised", encoder),
+        epochs=chosen.get("epochs"),
+        minimum_steps=None if chosen.get("epochs") is None else 0,
     )
-    module = _module(trial.encoder, plan.invariance, trial.labels, settings)
+    module = _module(encoder, plan.invariance, labels, settings)
     steps = module.epochs * len(module.train_dataloader())
-    validation = module.epochs * plan.samples["validation"] * _prediction_seconds(trial.encoder)
-    return SECONDS_OF_A_RUN + steps * _finetuning_step(trial.encoder, plan.invariance) + validation
+    validation = module.epochs * plan.samples["validation"] * _prediction_seconds(encoder)
+    return SECONDS_OF_A_RUN + steps * _finetuning_step(encoder, plan.invariance) + validation
 
 
 @functools.cache

@@ -37,6 +37,13 @@ STYLES = {
     "e-simclr-relative": ("#CC79A7", "P"),
     "e-simsiam": ("#E69F00", "v"),
     "e-barlow": ("#56B4E9", "X"),
+    "surrogate": ("#882255", "*"),
+    "published-supervised": ("#999933", "<"),
+    "published": ("#44AA99", "h"),
+    "fixed-range": ("#888888", "+"),
+    "surrogate-fixed-range": ("#888888", "x"),
+    "mean-pooling": ("#888888", "1"),
+    "squared-loss": ("#888888", "2"),
 }
 BASELINE_LINES = {
     "empty-lattice": ":",

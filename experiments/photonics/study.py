@@ -30,14 +30,16 @@ from experiments.photonics.trials import RECIPES, SUPERVISED, Trial, remove_chec
 
 TABLE = Path("experiments/results/few_label_study.csv")
 RUNS = Path("runs/study")
+TABLES = {"smoke": RUNS / "smoke.csv", "recipes": TABLE.with_name("recipes.csv")}
 TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One scale of the study; see `scales.yaml`."""
+    """One scale of the study; see `scales.yaml`. `data` is the scale whose datasets it uses."""
 
     name: str
+    data: str
     datasets: Sequence[str]
     recipes: Sequence[str]
     encoder: str
@@ -54,20 +56,17 @@ class Study:
 
     Attributes:
         table: the tidy table.
-        runs: folder of the scale's datasets and runs.
+        runs: folder of the scale's runs.
+        data: folder of the datasets.
         plans: the datasets by name.
         published_protocol: whether to add the column of the published protocol.
     """
 
     table: Path
     runs: Path
+    data: Path
     plans: dict[str, DatasetPlan]
     published_protocol: bool = False
-
-    @property
-    def data(self) -> Path:
-        """Folder of the datasets."""
-        return self.runs / "data"
 
 
 def load_scale(name: str) -> Scale:
@@ -75,19 +74,25 @@ def load_scale(name: str) -> Scale:
     scales = yaml.safe_load(Path(__file__).with_name("scales.yaml").read_text())
     if name not in scales:
         raise ValueError(f"unknown scale {name!r}; the scales are {', '.join(scales)}")
-    return Scale(name, **scales[name])
+    return Scale(name, **{"data": name} | scales[name])
+
+
+def folders(runs: Path, scale: Scale) -> tuple[Path, Path]:
+    """Return the folder of a scale's runs, and that of its datasets."""
+    return runs / scale.name, runs / scale.data / "data"
 
 
 def trials(scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str]) -> list[Trial]:
     """Return all trials of a study, whole sets of recipes first, so that a part of the study can be compared too."""
-    known = (SUPERVISED, *RECIPES, *BASELINES)
+    known = (*RECIPES, *BASELINES)
     if unknown := sorted(set(recipes) - set(known)):
         raise ValueError(f"unknown recipes {', '.join(unknown)}; there are {', '.join(known)}")
-    settings = {name: getattr(scale, name) for name in ("encoder", "pretraining_epochs", "finetuning_epochs")}
+    epochs = {name: getattr(scale, name) for name in ("pretraining_epochs", "finetuning_epochs")}
     found = []
     for seed, dataset, recipe in itertools.product(scale.pretraining_seeds, plans, recipes):
         if recipe in BASELINES and seed != scale.pretraining_seeds[0]:
             continue
+        settings = {**epochs, "encoder": RECIPES.get(recipe, {}).get("encoder", scale.encoder)}
         for labels, draw in itertools.product(scale.labels, scale.label_seeds):
             if labels == plans[dataset].samples["pool"] and draw != scale.label_seeds[0]:
                 continue  # All cells of the pool are one draw.
@@ -178,14 +183,14 @@ def make_datasets(study: Study, scale: str, workers: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study, or one row of it again; return the exit status."""
     arguments = parser().parse_args(argv)
-    table = arguments.out or (RUNS / "smoke.csv" if arguments.scale == "smoke" else TABLE)
+    table = arguments.out or TABLES.get(arguments.scale, TABLE)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
     if arguments.rerun is not None:
         return rerun_from_table(table, arguments.rerun, arguments.runs, arguments.processes)
     scale = load_scale(arguments.scale)
     plans = {name: load_plan(name, scale.name) for name in arguments.datasets or scale.datasets}
-    study = Study(table, arguments.runs / scale.name, plans, arguments.published_protocol)
+    study = Study(table, *folders(arguments.runs, scale), plans, arguments.published_protocol)
     recipes = arguments.recipes or [*scale.recipes, *BASELINES]
     wanted = trials(scale, plans, recipes)
     groups = unfinished(study, wanted)
@@ -204,7 +209,8 @@ def rerun_from_table(table: Path, number: int, runs: Path, workers: int) -> int:
     if not 1 <= number <= len(rows):
         raise SystemExit(f"{table} has rows 1 to {len(rows)}, not {number}")
     row = rows[number - 1]
-    study = Study(table, runs / row["scale"], {row["dataset"]: load_plan(row["dataset"], row["scale"])})
+    plan = load_plan(row["dataset"], row["scale"])
+    study = Study(table, *folders(runs, load_scale(row["scale"])), {plan.name: plan})
     make_datasets(study, row["scale"], workers)
     return int(rerun(study, row) > TOLERANCE)
 
@@ -212,11 +218,11 @@ def rerun_from_table(table: Path, number: int, runs: Path, workers: int) -> int:
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    command.add_argument("--scale", choices=("smoke", "laptop", "recipes", "paper"), default="laptop")
     command.add_argument("--datasets", nargs="+", help="blob, gpm, p1; those of the scale where not given")
     command.add_argument("--recipes", nargs="+", help="those of the scale, and the baselines, where not given")
     command.add_argument("--processes", type=int, default=1, help="processes of one thread each")
-    command.add_argument("--out", type=Path, help=f"the table; {TABLE} where not given ({RUNS}/smoke.csv for smoke)")
+    command.add_argument("--out", type=Path, help=f"the table; {TABLE} where not given, or that of the scale")
     command.add_argument("--runs", type=Path, default=RUNS, help="folder of the datasets and runs")
     command.add_argument(
         "--published-protocol",

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from experiments.photonics.baselines import BASELINES, run_baseline
+import torch
+import yaml
+
+from experiments.photonics.baselines import BASELINES, Model, run_baseline
 from experiments.photonics.datasets import CONVERGED, DatasetPlan
 from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
@@ -18,15 +21,11 @@ from photonic_essl.runs import environment, read_record
 from photonic_essl.training import resolved_device
 
 SUPERVISED = "supervised"
-RECIPES: dict[str, dict[str, str]] = {
-    "simclr": {"recipe": "simclr"},
-    "simclr+t": {"recipe": "simclr+t"},
-    "e-simclr": {"recipe": "e-simclr"},
-    "e-simclr-relative": {"recipe": "e-simclr", "prediction": "relative"},
-    "e-simsiam": {"recipe": "e-simsiam"},
-    "e-barlow": {"recipe": "e-barlow"},
-}
-"""The settings of `pretrain` for each recipe that pre-trains."""
+RECIPES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
+"""The settings of each recipe that trains a network."""
+
+ROUGH = "rough"
+"""Kind of the labels that a surrogate is trained on."""
 
 TEST_COLUMNS = {
     CONVERGED: "relative_error",
@@ -42,7 +41,7 @@ class Trial:
 
     Attributes:
         dataset: name of the dataset.
-        recipe: `supervised`, one of `RECIPES`, or one of the baselines.
+        recipe: one of `RECIPES`, or one of the baselines.
         scale: name of the scale, which decides the sizes of the splits.
         labels: number of cells to train on.
         pretraining_seed: seed of everything random but the draw of labels.
@@ -77,7 +76,7 @@ class Trial:
     @property
     def pretrains(self) -> bool:
         """Whether there is an encoder to pre-train."""
-        return self.recipe in RECIPES
+        return bool({"pretrain", "surrogate"} & set(RECIPES.get(self.recipe, ())))
 
     @property
     def pretraining_folder(self) -> str:
@@ -121,7 +120,8 @@ def run_trial(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, published
 
 def _train(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> tuple[Regressor, dict[str, Any]]:
     """Pre-train where the recipe does, fine-tune, and return the model and what its runs recorded."""
-    results = _pretrain(trial, plan, data, runs) if trial.pretrains else {}
+    begin = _pretrain if "pretrain" in RECIPES[trial.recipe] else _train_surrogate
+    results = begin(trial, plan, data, runs) if trial.pretrains else {}
     out = runs / trial.folder
     model = _finetune(trial, plan, data, runs, out, plan.file(data, "validation"))
     record = read_record(out / "run.json")
@@ -135,14 +135,14 @@ def _train(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> tuple[Reg
 
 def _pretrain(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[str, Any]:
     out = runs / trial.pretraining_folder
+    settings = {"epochs": trial.pretraining_epochs} | RECIPES[trial.recipe]["pretrain"]
     pretrain(
         plan.file(data, "unlabelled"),
         out,
-        **RECIPES[trial.recipe],
+        **settings,
         encoder=trial.encoder,
         invariance=plan.invariance,
         equivariance=plan.equivariance,
-        epochs=trial.pretraining_epochs,
         seed=trial.pretraining_seed,
         progress=False,
     )
@@ -152,6 +152,24 @@ def _pretrain(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[s
         "unlabelled_data": record["settings"]["data"],
         "equivariance": plan.equivariance,
     }
+
+
+def _train_surrogate(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[str, Any]:
+    """Train a regressor on rough labels of the unlabelled cells."""
+    out, rough = runs / trial.pretraining_folder, plan.file(data, "unlabelled", ROUGH)
+    finetune(
+        rough,
+        out,
+        labels=len(load_cells(rough, labelled=True)),
+        validation=plan.file(data, "validation"),
+        encoder=trial.encoder,
+        invariance=plan.invariance,
+        seed=trial.pretraining_seed,
+        progress=False,
+        **RECIPES[trial.recipe]["surrogate"],
+    )
+    record = read_record(out / "run.json")
+    return {"pretraining_seconds": record["seconds"], "unlabelled_data": record["settings"]["data"]}
 
 
 def _finetune(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, out: Path, validation: Path) -> Regressor:
@@ -167,6 +185,7 @@ def _finetune(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, out: Path
         seed=trial.pretraining_seed,
         label_seed=trial.label_seed,
         progress=False,
+        **RECIPES[trial.recipe].get("finetune", {}),
     )
 
 
@@ -179,18 +198,20 @@ def _published_protocol(trial: Trial, plan: DatasetPlan, data: Path, runs: Path)
     out = runs / f"{trial.folder}-published-protocol"
     _finetune(trial, plan, data, runs, out, plan.file(data, "test"))
     remove_checkpoints(out)
-    error = read_record(out / "run.json")["results"]["validation_relative_error"]
+    error = read_record(out / "run.json")["results"]["lowest_validation_error"]
     return {"relative_error_published_protocol": error}
 
 
-def _test_errors(model: Any, plan: DatasetPlan, data: Path) -> dict[str, Any]:
+def _test_errors(model: Model, plan: DatasetPlan, data: Path) -> dict[str, Any]:
     """Return the error of a model on the test split, against each kind of label that it carries."""
-    errors = {}
+    first = load_cells(plan.file(data, "test"), labelled=True)
+    predicted, errors = model.predict(first.epsilon[:, 0]), {"test_data": first.fingerprint}
     for kind in plan.labelled["test"]:
         cells = load_cells(plan.file(data, "test", kind), labelled=True)
-        errors[TEST_COLUMNS[kind]] = relative_error(model.predicted(cells.epsilon), cells.dos)
-        if kind == CONVERGED:
-            errors["test_data"] = cells.fingerprint
+        same = torch.equal(cells.epsilon, first.epsilon)  # unless a cell could not be labelled
+        errors[TEST_COLUMNS[kind]] = relative_error(
+            predicted if same else model.predict(cells.epsilon[:, 0]), cells.dos
+        )
     return errors
 
 

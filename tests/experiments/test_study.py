@@ -17,8 +17,9 @@ from photonic_essl.plotting import read_log
 
 SCALE = study.Scale(
     name="smoke",
+    data="smoke",
     datasets=["blob"],
-    recipes=["supervised", "e-simclr"],
+    recipes=["supervised", "e-simclr", "surrogate"],
     encoder="light",
     labels=[3, 6],
     pretraining_seeds=[0],
@@ -33,8 +34,17 @@ PLAN = datasets.DatasetPlan(
     equivariance="translations/2",
     seeds={"unlabelled": 0, "pool": 1, "validation": 2, "test": 3},
     samples={"unlabelled": 128, "pool": 8, "validation": 4, "test": 4},
-    labels={"converged": {"k_points": 9, "bands": 10}, "published": {"k_points": 5, "bands": 10}},
-    labelled={"pool": ["converged", "published"], "validation": ["converged"], "test": ["converged", "published"]},
+    labels={
+        "converged": {"k_points": 9, "bands": 10},
+        "published": {"k_points": 5, "bands": 10},
+        "rough": {"k_points": 3},
+    },
+    labelled={
+        "unlabelled": ["rough"],
+        "pool": ["converged", "published"],
+        "validation": ["converged"],
+        "test": ["converged", "published"],
+    },
     verified=0,
 )
 WANTED = study.trials(SCALE, {"blob": PLAN}, [*SCALE.recipes, "ridge", "empty-lattice"])
@@ -50,22 +60,22 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(runs):
     """The study, run once."""
-    done = study.Study(runs / "results" / "table.csv", runs, {"blob": PLAN})
+    done = study.Study(runs / "results" / "table.csv", runs, runs / "data", {"blob": PLAN})
     study.run_study(done, WANTED)
     return done
 
 
 def test_every_trial_is_a_row_with_its_errors_and_its_record(finished):
     rows = pd.read_csv(finished.table)
-    # Two networks and two baselines, of two numbers of labels, and a run on the published labels.
-    assert len(rows) == len(WANTED) == 4 * 2 + 1
+    # Three networks and two baselines, of two numbers of labels, and a run on the published labels.
+    assert len(rows) == len(WANTED) == 5 * 2 + 1
     for column in ("relative_error", "validation_relative_error", "relative_error_published_labels"):
         assert rows[column].between(0, 2).all()
     networks = rows[rows["recipe"].isin(SCALE.recipes)]
     assert networks["relative_error_published_protocol"].isna().all()
     assert rows["commit"].notna().all()
     assert rows["versions"].str.contains("torch=").all()
-    assert rows.loc[rows["recipe"] == "e-simclr", "pretraining_seconds"].gt(0).all()
+    assert rows.loc[rows["recipe"].isin(["e-simclr", "surrogate"]), "pretraining_seconds"].gt(0).all()
 
 
 def test_the_table_holds_the_error_of_the_saved_model_on_the_test_split(finished):
@@ -77,12 +87,11 @@ def test_the_table_holds_the_error_of_the_saved_model_on_the_test_split(finished
 def test_the_published_protocol_is_the_lowest_error_over_epochs_on_the_test_split(finished):
     row = run_trial(WANTED[0], PLAN, finished.data, finished.runs, published_protocol=True)
     assert row["relative_error"] == pytest.approx(float(table.read_rows(finished.table)[0]["relative_error"]), abs=1e-9)
-    assert row["relative_error_published_protocol"] <= row["relative_error"] + 1e-9
     logged = read_log(finished.runs / f"{WANTED[0].folder}-published-protocol", "validation_relative_error")[1]
     assert row["relative_error_published_protocol"] == pytest.approx(logged.min(), abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", ["e-simclr", "ridge"])
+@pytest.mark.parametrize("recipe", ["e-simclr", "surrogate", "ridge"])
 def test_a_row_run_again_from_its_record_gives_its_number(finished, recipe):
     row = [row for row in table.read_rows(finished.table) if row["recipe"] == recipe][-1]
     assert study.rerun(finished, row) <= 1e-6
@@ -96,7 +105,7 @@ def test_a_row_is_not_run_again_on_other_data(finished):
 
 
 def test_a_study_goes_on_where_it_was_interrupted(runs, monkeypatch):
-    done = study.Study(runs / "interrupted" / "table.csv", runs, {"blob": PLAN})
+    done = study.Study(runs / "interrupted" / "table.csv", runs, runs / "data", {"blob": PLAN})
     quick = [Trial("blob", "empty-lattice", "smoke", labels, 0, draw) for labels in (3, 6) for draw in (0, 1)]
     real, started = study.run_trial, []
 
@@ -119,7 +128,7 @@ def test_a_study_goes_on_where_it_was_interrupted(runs, monkeypatch):
 
 
 def test_a_group_that_another_process_works_on_is_left_to_it(runs):
-    done = study.Study(runs / "claimed" / "table.csv", runs, {"blob": PLAN})
+    done = study.Study(runs / "claimed" / "table.csv", runs, runs / "data", {"blob": PLAN})
     group = [trial for trial in WANTED if trial.recipe == "ridge"]
     with study.claimed(runs / group[0].pretraining_folder) as mine:
         assert mine
@@ -218,7 +227,7 @@ def test_what_baselines_see_has_the_symmetries_of_the_label(runs):
     np.testing.assert_allclose(
         baselines.features(moved.double()), baselines.features(cells.epsilon.double()), atol=1e-6
     )
-    np.testing.assert_array_equal(baselines.NearestNeighbour(cells).predicted(moved), cells.dos.numpy())
+    np.testing.assert_array_equal(baselines.NearestNeighbour(cells).predict(moved[:, 0]), cells.dos.numpy())
 
 
 @pytest.mark.parametrize("name", ["ridge", "random-forest", "gaussian-process"])
@@ -236,7 +245,7 @@ def test_baselines_learn_what_their_features_tell(name):
     model = baselines.BASELINES[name](cells.subset(np.arange(40)), cells.subset(np.arange(40, 50)), 0)
     held_out = cells.subset(np.arange(50, 60))
     errors = [
-        baselines.relative_error(one.predicted(held_out.epsilon), held_out.dos)
+        baselines.relative_error(one.predict(held_out.epsilon[:, 0]), held_out.dos)
         for one in (model, baselines.EmptyLattice())
     ]
     assert errors[0] < 0.4 * errors[1]
