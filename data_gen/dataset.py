@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.array
 import h5netcdf
@@ -248,13 +248,15 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         _validate(path, dataset)
         _check_stored(path, dataset)
         solved = _solved(path, dataset)
-    except ValueError:
+    except Exception as error:
         dataset.close()
-        raise
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is damaged ({_one_line(error)})") from None
     for name, variable in dataset.variables.items():
         if name not in dataset.indexes:
             checked = _Checked(path, str(name), variable, solved if variable.dims[:1] == ("sample",) else None)
-            dataset[name] = variable.copy(data=checked.lazily())
+            dataset[name] = variable.copy(data=cast(Any, checked.lazily()))
     return dataset
 
 
@@ -280,15 +282,15 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
 
 def _header_digest(dataset: xr.Dataset) -> str:
     """Return the SHA-256 of all that a file says but the values, which have checksums of their own."""
-    attributes, *described = (
-        sorted((name, np.asarray(value).tolist()) for name, value in attributes.items() if name != HEADER_DIGEST)
-        for attributes in (dataset.attrs, *(dataset[name].attrs for name in sorted(dataset.variables)))
+    described = sorted(
+        (str(name), variable.dims, variable.shape, variable.dtype.str, _listed(variable.attrs))
+        for name, variable in dataset.variables.items()
     )
-    stored = [
-        (name, variable.dims, variable.shape, variable.dtype.str)
-        for name, variable in sorted(dataset.variables.items())
-    ]
-    return hashlib.sha256(repr((attributes, stored, described)).encode()).hexdigest()
+    return hashlib.sha256(repr((_listed(dataset.attrs), described)).encode()).hexdigest()
+
+
+def _listed(attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return sorted((name, np.asarray(value).tolist()) for name, value in attributes.items())
 
 
 def _check_stored(path: Path, dataset: xr.Dataset) -> None:
@@ -298,13 +300,14 @@ def _check_stored(path: Path, dataset: xr.Dataset) -> None:
     """
     with h5py.File(path) as file:
         for name in dataset.variables:
-            entry, stored = file[name], []
+            entry = file[name]
+            masks: list[int] = []  # not 0 where a chunk is to be read without its checksum
             if entry.chunks:
-                entry.id.chunk_iter(lambda chunk, stored=stored: stored.append(chunk.filter_mask))
-                whole = len(stored) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
+                entry.id.chunk_iter(lambda chunk, masks=masks: masks.append(chunk.filter_mask))
+                whole = len(masks) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
             else:
                 whole = entry.id.get_storage_size() == entry.nbytes
-            if not whole or any(stored) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
+            if not whole or any(masks) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError(f"{path} is damaged: `{name}` is not whole")
 
 
@@ -345,7 +348,7 @@ class _Checked:
         """Return the values as dask reads them, a block of samples at a time."""
         blocks = tuple(SAMPLES_PER_BLOCK if dimension == "sample" else -1 for dimension in self.variable.dims)
         empty = np.empty((0,) * self.ndim, self.dtype)
-        return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)
+        return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)  # type: ignore[no-untyped-call]
 
 
 def _one_line(error: Exception) -> str:
