@@ -5,7 +5,6 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import math
 import os
@@ -21,11 +20,13 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from data_gen.seal import check_seal, seal
+
 SCHEMA_VERSION = 1
 SAMPLES_PER_BLOCK = 256
 STATUS_SOLVED, STATUS_FAILED = 0, 1
 REQUIRED = ("epsilon", "epsilon_mean", "status")
-HEADER_DIGEST = "header_sha256"
+SEALED = "sealed"
 MOST_COMPRESSED = 1032  # deflate makes nothing smaller by more
 PROVENANCE = ("family", "seed", "resolution", "lattice", "schema_version", "package_version")
 
@@ -92,10 +93,8 @@ def write_dataset(
             _fill(file, blocks, samples, variables)
             for name, attribute in attributes.items():
                 file.attrs[name] = attribute
-        with xr.open_dataset(partial, engine="h5netcdf") as written:
-            header = _header_digest(written)
-        with h5py.File(partial, "r+") as file:
-            file.attrs[HEADER_DIGEST] = header
+            file.attrs[SEALED] = 1
+        seal(partial)
 
 
 def _fill(
@@ -237,6 +236,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
+    sealed = check_seal(path)
     try:
         h5py.File(path).close()  # h5netcdf prints a traceback where this fails
         dataset = xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", cache=False)
@@ -246,6 +246,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         ) from None
     try:
         _validate(path, dataset)
+        if SEALED in dataset.attrs and not sealed:
+            raise ValueError(f"{path} was cut or changed after it was written: its seal is missing")
         _check_stored(path, dataset)
         solved = _solved(path, dataset)
     except Exception as error:
@@ -253,10 +255,14 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         if isinstance(error, ValueError):
             raise
         raise ValueError(f"{path} is damaged ({_one_line(error)})") from None
-    for name, variable in dataset.variables.items():
-        if name not in dataset.indexes:
-            checked = _Checked(path, str(name), variable, solved if variable.dims[:1] == ("sample",) else None)
-            dataset[name] = variable.copy(data=cast(Any, checked.lazily()))
+    dataset.update(
+        {
+            name: variable.copy(data=cast(Any, _Checked(path, str(name), variable, solved).lazily()))
+            for name, variable in dataset.variables.items()
+            if name not in dataset.indexes
+        }
+    )
+    dataset.attrs.pop(SEALED, None)  # of this file, not of what is made from it
     return dataset
 
 
@@ -269,8 +275,6 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
-    if dataset.attrs.pop(HEADER_DIGEST, None) not in (None, _header_digest(dataset)):
-        raise ValueError(f"{path} is damaged: its attributes, names, shapes or units are not those that were written")
     for name, variable in VARIABLES.items():
         if name in dataset and dataset[name].dims != variable.dimensions:
             raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
@@ -278,19 +282,6 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
         frequency = dataset["frequency"].values
         if not np.isfinite(frequency).all() or (np.diff(frequency) <= 0).any():
             raise ValueError(f"{path}: `frequency` must be finite and ascending")
-
-
-def _header_digest(dataset: xr.Dataset) -> str:
-    """Return the SHA-256 of all that a file says but the values, which have checksums of their own."""
-    described = sorted(
-        (str(name), variable.dims, variable.shape, variable.dtype.str, _listed(variable.attrs))
-        for name, variable in dataset.variables.items()
-    )
-    return hashlib.sha256(repr((_listed(dataset.attrs), described)).encode()).hexdigest()
-
-
-def _listed(attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    return sorted((name, np.asarray(value).tolist()) for name, value in attributes.items())
 
 
 def _check_stored(path: Path, dataset: xr.Dataset) -> None:
@@ -326,7 +317,7 @@ class _Checked:
         path: the file.
         name: of the variable.
         variable: as xarray reads it.
-        solved: which samples must be finite; None where the variable is not of samples.
+        solved: which samples count as solved, and have to be finite; None where that is not known yet.
     """
 
     def __init__(self, path: Path, name: str, variable: xr.Variable, solved: np.ndarray | None = None):
@@ -338,7 +329,8 @@ class _Checked:
             values = self.variable[key].values
         except Exception as error:  # what HDF5 raises names neither the file nor the variable
             raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
-        if self.solved is not None and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
+        of_samples = self.solved is not None and self.variable.dims[:1] == ("sample",)
+        if of_samples and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
             raise ValueError(
                 f"{self.path}: `{self.name}` holds numbers that are not finite in samples that count as solved"
             )

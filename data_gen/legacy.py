@@ -6,11 +6,6 @@ numbers perhaps missing. `unitcell/mpbepsimage/<i>` (x, y), `unitcell/epsavg/<i>
 `mpbcal/DOS/<i>` (500), D over the scaled frequency, not yet divided by n.
 
 Their bands are not read: the files do not say in which order their wavevectors come.
-
-The layout has no checksums. What it says twice is compared: each image lies between `epsin` and `epsout`, its mean is
-`epsavg`, and so is the mean of the two weighted with `filling` (of the one or the other, as there are files of both
-kinds), to within what sampling the boundary costs; a density of states is nowhere negative and holds no more states
-than ten bands. A changed number that is still within these bounds cannot be told from a right one.
 """
 
 import contextlib
@@ -57,6 +52,12 @@ _TRAINER_NAMES = {
 
 def import_legacy(src: Path, /, *, out: Path) -> None:
     """Make a dataset file from a file of the published pipeline, labelled or not.
+
+    The layout has no checksums. What can be checked is: shapes and types, that numbers are finite, and what the file
+    says twice. Each image lies between `epsin` and `epsout`; its mean is `epsavg`, and so is the mean of the two
+    weighted with `filling` (of the one or of the other: there are files of both kinds), to within what sampling the
+    boundary costs; a density of states is nowhere negative and holds no more states than ten bands. A changed number
+    within these bounds cannot be told from a right one.
 
     Args:
         src: HDF5 file of the published pipeline.

@@ -7,7 +7,7 @@ header claim terabytes in its own format, or puts a pickle in its place that wou
 are read in processes of their own whose memory is limited. Allowed are a `ValueError` or an `OSError`, or the very
 contents of the whole file. Not allowed: another exception, other contents, a traceback on stderr, a process that dies
 or hangs, memory beyond the limit, or the pickle's file. Two kinds have no checksum; what of them passes every check and
-yet differs is counted by itself. Writes experiments/results/hostile_files.json, anew after every few hundred files.
+yet differs is counted by itself. Writes experiments/results/hostile_files.json, anew after every 200 files.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ from tqdm import tqdm
 
 RESULT = Path("experiments/results/hostile_files.json")
 MEMORY = 4 * 2**30  # beyond what importing the package takes
-BATCH = 500  # files read in one process
+BATCH = 3000  # files read in one process, which takes a while to start
+KEPT = 200  # files after which the table is written
 SECONDS = 300  # for one file, on a machine busy with other work
 CLEAR = (ValueError, OSError)
 REFUSED, UNDAMAGED, UNTOLD = "refused", "read as undamaged", "other contents that no check of the format can tell"
@@ -293,11 +295,14 @@ def _claim_torch(file: Path, generator: np.random.Generator) -> None:
             archive.writestr(record, bytes(2**26) if record.endswith("/data/0") else body)
 
 
-def read_some(jobs: Sequence[tuple[str, int]], originals: Path, answers: "multiprocessing.SimpleQueue") -> None:
+def read_some(jobs: Sequence[tuple[str, int]], originals: Path, answers: SimpleQueue) -> None:
     """Read hostile files in this process; answer each with what came out, and at the end with the memory taken."""
+    import dask
+
+    dask.config.set(scheduler="synchronous")
     with tempfile.TemporaryDirectory() as home, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(home)
-        said = _stderr_to(folder / "stderr")
+        said = _Stderr(folder / "stderr")
         kinds = dict.fromkeys(kind for kind, _ in jobs)
         contents = {kind: KINDS[kind].read(_copy(originals, folder, KINDS[kind].file)) for kind in kinds}
         limit = _address_space() + MEMORY
@@ -305,28 +310,29 @@ def read_some(jobs: Sequence[tuple[str, int]], originals: Path, answers: "multip
         before = _most_memory()
         for kind, seed in jobs:
             signal.alarm(SECONDS)  # kills the process, wherever it hangs
-            said.truncate(0)
-            found = _outcome(KINDS[kind], originals, folder, seed, contents[kind])
-            answers.put((kind, seed, "A TRACEBACK" if b"Traceback" in said.read_bytes() else found))
+            said.forget()
+            found = outcome_of(KINDS[kind], originals, folder, seed, contents[kind])
+            answers.put((kind, seed, "A TRACEBACK ON STDERR" if b"Traceback" in said.so_far() else found))
         answers.put(_most_memory() - before)
 
 
-class _stderr_to:
+class _Stderr:
     """Standard error of this process, C libraries' included, in a file."""
 
     def __init__(self, path: Path):
         self.file = path.open("w+b")
         os.dup2(self.file.fileno(), 2)
 
-    def truncate(self, size: int) -> None:
-        os.ftruncate(self.file.fileno(), size)
+    def forget(self) -> None:
+        os.ftruncate(self.file.fileno(), 0)
         os.lseek(self.file.fileno(), 0, os.SEEK_SET)
 
-    def read_bytes(self) -> bytes:
+    def so_far(self) -> bytes:
         return Path(self.file.name).read_bytes()
 
 
-def _outcome(kind: Kind, originals: Path, folder: Path, seed: int, contents: bytes) -> str:
+def outcome_of(kind: Kind, originals: Path, folder: Path, seed: int, contents: bytes) -> str:
+    """Read the hostile file of a seed, and return what came out."""
     path, witness = _copy(originals, folder, kind.file), folder / "witness"
     hostile(folder / kind.file, np.random.default_rng(seed), witness)
     try:
@@ -420,6 +426,8 @@ def main() -> int:
                 continue
             kind, seed, what = found
             table[kind][what] += 1
+            if sum(found.total() for found in table.values()) % KEPT == 0:
+                _keep(arguments, table, bad, memory)
             if what not in (REFUSED, UNDAMAGED, UNTOLD):
                 bad.append(f"{kind}, seed {seed}: {what}")
                 tqdm.write(bad[-1])
