@@ -3,11 +3,12 @@
     python -m experiments.faults.hostile_files --files 5400
 
 Takes one small file of each kind and damages a few places of it (bits, blocks, ends, sizes of terabytes), or makes its
-header claim terabytes in its own format, or puts a pickle in its place that would write a file when it is loaded. All
-are read in processes of their own whose memory is limited. Allowed are a `ValueError` or an `OSError`, or the very
-contents of the whole file. Not allowed: another exception, other contents, a traceback on stderr, a process that dies
-or hangs, memory beyond the limit, or the pickle's file. Two kinds have no checksum; what of them passes every check and
-yet differs is counted by itself. Writes experiments/results/hostile_files.json, anew after every 200 files.
+header claim terabytes in its own format, or puts a pickle in its place that would write a file when it is loaded; one
+in twenty stays whole, and has to be read. All are read in processes of their own whose memory is limited. Allowed are a
+`ValueError` or an `OSError`, or the very contents of the whole file. Not allowed: another exception, other contents, a
+traceback on stderr, a process that dies or hangs, memory beyond the limit, or the pickle's file. Two kinds have no
+checksum; what of them passes every check and yet differs is counted by itself. Writes
+experiments/results/hostile_files.json, anew after every 200 files.
 """
 
 import argparse
@@ -40,6 +41,7 @@ SECONDS = 300  # for one file, on a machine busy with other work
 CLEAR = (ValueError, OSError)
 REFUSED, UNDAMAGED, UNTOLD = "refused", "read as undamaged", "other contents that no check of the format can tell"
 HOSTILE = 0.1  # part of the files that claim terabytes, and part that are pickles
+WHOLE = 0.05  # part that are left as they are, and have to be read
 
 
 def read_dataset(path: Path) -> bytes:
@@ -164,15 +166,16 @@ def make_originals(folder: Path) -> None:
     shutil.copy(Path(__file__).parents[1] / "cluster" / "slurm.yaml", folder)
 
 
-def hostile(file: Path, generator: np.random.Generator, witness: Path) -> None:
-    """Damage a file, or put something in its place."""
+def hostile(file: Path, generator: np.random.Generator, witness: Path) -> bool:
+    """Damage a file, or put something in its place; return whether it was left whole."""
     way = generator.random()
     if way < HOSTILE:
         file.write_bytes(disguised_pickle(generator, witness))
     elif way < 2 * HOSTILE:
         claim_terabytes(file, generator)
-    else:
+    elif way < 1 - WHOLE:
         file.write_bytes(damaged(file.read_bytes(), generator))
+    return way >= 1 - WHOLE
 
 
 def damaged(content: bytes, generator: np.random.Generator) -> bytes:
@@ -334,11 +337,13 @@ class _Stderr:
 def outcome_of(kind: Kind, originals: Path, folder: Path, seed: int, contents: bytes) -> str:
     """Read the hostile file of a seed, and return what came out."""
     path, witness = _copy(originals, folder, kind.file), folder / "witness"
-    hostile(folder / kind.file, np.random.default_rng(seed), witness)
+    whole = hostile(folder / kind.file, np.random.default_rng(seed), witness)
     try:
         found = kind.read(path)
     except CLEAR as error:
         outcome = REFUSED if str(error).strip() else f"refused without a word: {type(error).__name__}"
+        if whole:
+            return f"A WHOLE FILE WAS REFUSED: {error}"
     except MemoryError:
         outcome = "BEYOND THE MEMORY LIMIT"
     except Exception as error:
