@@ -5,7 +5,6 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import math
 import os
@@ -13,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import dask.array
 import h5netcdf
@@ -21,11 +20,13 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from data_gen.seal import check_seal, seal
+
 SCHEMA_VERSION = 1
 SAMPLES_PER_BLOCK = 256
 STATUS_SOLVED, STATUS_FAILED = 0, 1
 REQUIRED = ("epsilon", "epsilon_mean", "status")
-HEADER_DIGEST = "header_sha256"
+SEALED = "sealed"
 MOST_COMPRESSED = 1032  # deflate makes nothing smaller by more
 PROVENANCE = ("family", "seed", "resolution", "lattice", "schema_version", "package_version")
 
@@ -92,10 +93,8 @@ def write_dataset(
             _fill(file, blocks, samples, variables)
             for name, attribute in attributes.items():
                 file.attrs[name] = attribute
-        with xr.open_dataset(partial, engine="h5netcdf") as written:
-            header = _header_digest(written)
-        with h5py.File(partial, "r+") as file:
-            file.attrs[HEADER_DIGEST] = header
+            file.attrs[SEALED] = 1
+        seal(partial)
 
 
 def _fill(
@@ -237,6 +236,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
+    sealed = check_seal(path)
     try:
         h5py.File(path).close()  # h5netcdf prints a traceback where this fails
         dataset = xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", cache=False)
@@ -246,15 +246,23 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         ) from None
     try:
         _validate(path, dataset)
+        if SEALED in dataset.attrs and not sealed:
+            raise ValueError(f"{path} was cut or changed after it was written: its seal is missing")
         _check_stored(path, dataset)
         solved = _solved(path, dataset)
-    except ValueError:
+    except Exception as error:
         dataset.close()
-        raise
-    for name, variable in dataset.variables.items():
-        if name not in dataset.indexes:
-            checked = _Checked(path, str(name), variable, solved if variable.dims[:1] == ("sample",) else None)
-            dataset[name] = variable.copy(data=checked.lazily())
+        if isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{path} is damaged ({_one_line(error)})") from None
+    dataset.update(
+        {
+            name: variable.copy(data=cast(Any, _Checked(path, str(name), variable, solved).lazily()))
+            for name, variable in dataset.variables.items()
+            if name not in dataset.indexes
+        }
+    )
+    dataset.attrs.pop(SEALED, None)  # of this file, not of what is made from it
     return dataset
 
 
@@ -267,8 +275,6 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     ]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
-    if dataset.attrs.pop(HEADER_DIGEST, None) not in (None, _header_digest(dataset)):
-        raise ValueError(f"{path} is damaged: its attributes, names, shapes or units are not those that were written")
     for name, variable in VARIABLES.items():
         if name in dataset and dataset[name].dims != variable.dimensions:
             raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
@@ -278,19 +284,6 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
             raise ValueError(f"{path}: `frequency` must be finite and ascending")
 
 
-def _header_digest(dataset: xr.Dataset) -> str:
-    """Return the SHA-256 of all that a file says but the values, which have checksums of their own."""
-    attributes, *described = (
-        sorted((name, np.asarray(value).tolist()) for name, value in attributes.items() if name != HEADER_DIGEST)
-        for attributes in (dataset.attrs, *(dataset[name].attrs for name in sorted(dataset.variables)))
-    )
-    stored = [
-        (name, variable.dims, variable.shape, variable.dtype.str)
-        for name, variable in sorted(dataset.variables.items())
-    ]
-    return hashlib.sha256(repr((attributes, stored, described)).encode()).hexdigest()
-
-
 def _check_stored(path: Path, dataset: xr.Dataset) -> None:
     """Refuse variables of which parts are missing, which HDF5 would fill with zeros, or are to be read unchecked.
 
@@ -298,13 +291,14 @@ def _check_stored(path: Path, dataset: xr.Dataset) -> None:
     """
     with h5py.File(path) as file:
         for name in dataset.variables:
-            entry, stored = file[name], []
+            entry = file[name]
+            masks: list[int] = []  # not 0 where a chunk is to be read without its checksum
             if entry.chunks:
-                entry.id.chunk_iter(lambda chunk, stored=stored: stored.append(chunk.filter_mask))
-                whole = len(stored) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
+                entry.id.chunk_iter(lambda chunk, masks=masks: masks.append(chunk.filter_mask))
+                whole = len(masks) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
             else:
                 whole = entry.id.get_storage_size() == entry.nbytes
-            if not whole or any(stored) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
+            if not whole or any(masks) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError(f"{path} is damaged: `{name}` is not whole")
 
 
@@ -323,7 +317,7 @@ class _Checked:
         path: the file.
         name: of the variable.
         variable: as xarray reads it.
-        solved: which samples must be finite; None where the variable is not of samples.
+        solved: which samples count as solved, and have to be finite; None where that is not known yet.
     """
 
     def __init__(self, path: Path, name: str, variable: xr.Variable, solved: np.ndarray | None = None):
@@ -335,7 +329,8 @@ class _Checked:
             values = self.variable[key].values
         except Exception as error:  # what HDF5 raises names neither the file nor the variable
             raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
-        if self.solved is not None and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
+        of_samples = self.solved is not None and self.variable.dims[:1] == ("sample",)
+        if of_samples and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
             raise ValueError(
                 f"{self.path}: `{self.name}` holds numbers that are not finite in samples that count as solved"
             )
@@ -345,7 +340,7 @@ class _Checked:
         """Return the values as dask reads them, a block of samples at a time."""
         blocks = tuple(SAMPLES_PER_BLOCK if dimension == "sample" else -1 for dimension in self.variable.dims)
         empty = np.empty((0,) * self.ndim, self.dtype)
-        return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)
+        return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)  # type: ignore[no-untyped-call]
 
 
 def _one_line(error: Exception) -> str:

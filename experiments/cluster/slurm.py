@@ -10,6 +10,7 @@ Queue, account, cores and wall time come from `slurm.yaml` beside this file: edi
 import argparse
 import signal
 from pathlib import Path
+from typing import Any
 
 import dask
 import yaml
@@ -20,13 +21,27 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="SLURM jobs to keep running")
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("slurm.yaml"))
     arguments = parser.parse_args()
+    try:
+        dask.config.update_defaults(read_settings(arguments.config))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     from dask_jobqueue import SLURMCluster
 
-    dask.config.update_defaults(yaml.safe_load(arguments.config.read_text()))
     with SLURMCluster() as cluster:
         cluster.scale(jobs=arguments.jobs)
         print(f"scheduler: {cluster.scheduler_address}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read settings of dask from YAML; raises `ValueError` if they are none."""
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise ValueError(f"{file} must hold settings by name, got {type(settings).__name__}")
+    return settings
 
 
 if __name__ == "__main__":

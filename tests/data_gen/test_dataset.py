@@ -150,8 +150,41 @@ def test_all_that_a_file_says_of_itself_counts(change, tmp_path):
     path = tmp_path / "a.h5"
     write(path, [arrays(3)], 3)
     _edit(change)(path)
-    with pytest.raises(ValueError, match=f"{path} is damaged: its attributes, names, shapes or units are not those"):
+    with pytest.raises(ValueError, match=f"{path} (was cut or changed after it was written|is damaged)"):
         data_gen.open_dataset(path)
+
+
+def test_every_byte_that_is_no_chunk_is_sealed(tmp_path):
+    path = tmp_path / "a.h5"
+    write(path, [arrays(3)], 3)
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        chunks = [
+            range(each.byte_offset, each.byte_offset + each.size)
+            for entry in file.values()
+            if entry.chunks
+            for each in [entry.id.get_chunk_info(0)]
+        ]
+    outside = [place for place in range(len(whole)) if not any(place in chunk for chunk in chunks)]
+    for place in outside[:: len(outside) // 200]:
+        body = bytearray(whole)
+        body[place] ^= 4
+        path.write_bytes(body)
+        with pytest.raises(ValueError, match=f"{path} "):
+            data_gen.open_dataset(path)
+    path.write_bytes(whole[: max(outside) - 200] + whole[max(outside) - 100 :])
+    with pytest.raises(ValueError, match="is not the file that was sealed"):
+        data_gen.open_dataset(path)
+
+
+def test_files_without_a_seal_are_read(tmp_path):
+    """As users write them, with xarray or h5py."""
+    write(tmp_path / "a.h5", [arrays(3)], 3)
+    with xr.open_dataset(tmp_path / "a.h5") as dataset:
+        del dataset.attrs["sealed"]
+        dataset.to_netcdf(tmp_path / "b.h5", engine="h5netcdf")
+    with data_gen.open_dataset(tmp_path / "b.h5") as dataset:
+        assert dataset.sizes["sample"] == 3
 
 
 def test_what_is_made_from_a_file_may_say_something_else(tmp_path):
@@ -166,6 +199,9 @@ def test_what_is_made_from_a_file_may_say_something_else(tmp_path):
 def test_parts_that_are_missing_are_not_taken_for_zeros(tmp_path):
     path = tmp_path / "a.h5"
     write(path, [arrays(300)], 300)
+    unsealed = xr.load_dataset(path)
+    del unsealed.attrs["sealed"]
+    unsealed.to_netcdf(path, engine="h5netcdf")
 
     def without_the_second_half(file):
         values = file["epsilon"][:256]
