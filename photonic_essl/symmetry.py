@@ -24,6 +24,8 @@ _MIRROR_X = ((-1, 0), (0, 1))
 _MIRROR_Y = ((1, 0), (0, -1))
 _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
+_LARGEST_POINT_GROUP = 12
+"""The hexagon's: no lattice of the plane has more (the crystallographic restriction)."""
 
 _Matrix = tuple[tuple[int, int], tuple[int, int]]
 Cells = Float[Tensor, "batch channel x y"]
@@ -60,6 +62,9 @@ class TransformGroup:
         generators: integer matrices, in lattice coordinates, that generate its point group.
         parts: translations go by whole multiples of 1/parts of the cell; 0 for any whole number of grid points.
         permittivity_range: lowest and highest ε between which the cell may be rescaled; None for no rescaling.
+
+    Raises:
+        ValueError: if the matrices generate no finite group, as those of two different lattices do.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class TransformGroup:
         permittivity_range: tuple[float, float] | None = None,
     ):
         self.name = name
-        self.matrices = _closure(generators)
+        self.matrices = _closure(name, generators)
         self.parts = parts
         self.permittivity_range = permittivity_range
         self._matrices = torch.tensor(self.matrices)
@@ -326,7 +331,7 @@ def group(name: str) -> TransformGroup:
         The group, or the product of the groups.
 
     Raises:
-        ValueError: if a name is not one of these.
+        ValueError: if a name is not one of these, or groups of different lattices are multiplied.
     """
     product = identity()
     for factor in name.split("*"):
@@ -367,8 +372,8 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     return group(invariance), group(equivariance)
 
 
-def _closure(generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
-    """Return every product of the matrices, the identity first."""
+def _closure(name: str, generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
+    """Return every product of the matrices, the identity first; of matrices of two lattices there is no end."""
     found = [_IDENTITY]
     for element in found:
         for (a, b), (c, d) in generators:
@@ -376,4 +381,6 @@ def _closure(generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
             product = ((a * e + b * g, a * f + b * h), (c * e + d * g, c * f + d * h))
             if product not in found:
                 found.append(product)
+        if len(found) > _LARGEST_POINT_GROUP:
+            raise ValueError(f"`{name}` is the symmetry of no lattice: its rotations and mirrors never come to an end.")
     return tuple(found)

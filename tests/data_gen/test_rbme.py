@@ -268,6 +268,7 @@ def test_never_returns_what_has_not_converged(monkeypatch):
         ({"epsilon": np.zeros((1, 8, 8))}, r"`epsilon` must be positive and finite everywhere, got 0\.0"),
         ({"epsilon": -np.ones((1, 8, 8))}, r"positive and finite everywhere, got -1\.0"),
         ({"epsilon": np.full((1, 8, 8), np.nan)}, r"positive and finite everywhere, got nan"),
+        ({"epsilon": np.ones((1, 8, 8)) + 0j}, "`epsilon` must be real, got complex numbers"),
         ({"epsilon": np.ones(8)}, r"must have shape .*, got \(8,\)"),
         ({"resolution": 3}, r"`resolution` must divide the fine grid 8 x 8 by a whole factor, got 3"),
         ({"bands": 65}, r"`bands` must be from 1 to the number of plane waves, 64, got 65"),

@@ -154,6 +154,16 @@ def test_what_cannot_be_is_refused():
         group("mirrors * spin")
     with pytest.raises(ValueError, match="unknown group 'mirrors/2'"):
         group("mirrors/2")
+    with pytest.raises(ValueError, match=r"`hexagon \* mirrors` is the symmetry of no lattice"):
+        group("hexagon * mirrors")
+    with pytest.raises(
+        ValueError, match=r"`parts` must be 0 \(any translation\) or a positive number of parts, got -1"
+    ):
+        symmetry.translations(-1)
+    with pytest.raises(ValueError, match="`lowest` and `highest` must be positive and in order, got 5 and 1"):
+        symmetry.rescaling(5, 1)
+    with pytest.raises(ValueError, match="rescale within different ranges of ε"):
+        symmetry.rescaling(1, 5) * symmetry.rescaling(1, 6)
     with pytest.raises(ValueError, match="no finite orbit"):
         symmetry.rescaling().orbit(cells())
     with pytest.raises(ValueError, match="no groups were published for the family 'rods'"):
