@@ -28,7 +28,7 @@ _LARGEST_POINT_GROUP = 12
 """The hexagon's: no lattice of the plane has more (the crystallographic restriction)."""
 
 _Matrix = tuple[tuple[int, int], tuple[int, int]]
-Cells = Float[Tensor, "batch channel x y"]
+Batch = Float[Tensor, "batch channel x y"]
 Labels = Int64[Tensor, " n"]
 
 
@@ -154,7 +154,7 @@ class TransformGroup:
             quantiles = torch.rand(count, generator=generator, device=device)
         return Elements(labels, quantiles)
 
-    def apply(self, x: Cells, elements: Elements) -> Cells:
+    def apply(self, x: Batch, elements: Elements) -> Batch:
         """Transform each cell of a batch by its own element.
 
         Args:
@@ -172,7 +172,7 @@ class TransformGroup:
             return moved
         return moved * self._factors(x, elements.quantiles)
 
-    def sample(self, x: Cells, generator: torch.Generator | None = None) -> Cells:
+    def sample(self, x: Batch, generator: torch.Generator | None = None) -> Batch:
         """Transform each cell of a batch by an element drawn for it alone.
 
         Args:
@@ -187,7 +187,7 @@ class TransformGroup:
         """
         return self.apply(x, self.draw(len(x), tuple(x.shape[2:]), generator, x.device))
 
-    def orbit(self, x: Cells) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
+    def orbit(self, x: Batch) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
         """Transform each cell of a batch by every element.
 
         Args:
@@ -261,7 +261,7 @@ class TransformGroup:
         )
         return row.mul_(grid[1]).add_(column).flatten(1)
 
-    def _factors(self, x: Cells, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
+    def _factors(self, x: Batch, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
         lowest, highest = self.permittivity_range
         smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
         return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)

@@ -29,8 +29,3 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
-hypothesis.settings.register_profile(
-    "quick", max_examples=10, derandomize=True, database=None, deadline=None, phases=[hypothesis.Phase.generate]
-)

@@ -202,7 +202,6 @@ def test_two_runs_at_once_are_refused(tmp_path):
         (["rods", "--samples", 3, "--resolution", 9], "`resolution` must be even for a family with symmetry, got 9"),
         (["blob", "--samples", 3, "--plane-group", "p4"], "`plane_group` and `cutoff` belong to family level-set"),
         (["level-set", "--samples", 3, "--plane-group", "p4", "--cutoff", 9], "`cutoff` must be from 1 to 8, got 9"),
-        (["blob", "--samples", 3, "--polarization", "tem"], "`polarization` must be one of tm, te, got 'tem'"),
         (["blob", "--samples", 3, "--bands", 0], "`bands` must be at least 1, got 0"),
         (["blob", "--samples", 3, "--k-points", 0], "`k_points` must be at least 1, got 0"),
         (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),

@@ -16,6 +16,11 @@ def test_a_label_that_the_finest_grid_leaves_too_far_is_never_returned(monkeypat
         data_gen.label(CELL, accuracy=1e-5, resolution=8)
 
 
+def test_an_unknown_polarization_is_refused_before_anything_is_solved():
+    with pytest.raises(ValueError, match="`polarization` must be one of tm, te, got 'tem'"):
+        data_gen.label(CELL, polarization="tem")
+
+
 def test_bands_are_kept_on_one_grid_alone(monkeypatch):
     monkeypatch.setattr(labels, "GRIDS", (9,))
     settings = LabelSettings(accuracy=0.1)
