@@ -6,13 +6,20 @@ APT_PACKAGES := python3-meep python3-matplotlib python3-h5py libopenblas0-pthrea
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 HAS_MPB := $(VENV)/bin/python -c 'from data_gen.solvers import mpb; raise SystemExit(not mpb.is_available())'
 
-.PHONY: demo test bench crosscheck docs setup
+.PHONY: demo test coverage bench crosscheck docs setup
 
 demo: setup
 	$(VENV)/bin/photonic-essl demo
 
 test: setup
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile
+
+coverage: setup
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest
+	$(VENV)/bin/coverage combine --quiet
+	$(VENV)/bin/coverage report
+	$(VENV)/bin/python -m experiments.faults.unreached
 
 bench: setup
 	$(VENV)/bin/python -m experiments.benchmarks.solvers

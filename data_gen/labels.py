@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 
 from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate, scaled_frequencies
 from data_gen.lattices import basis_vectors, wavevector_grid
@@ -278,7 +278,7 @@ def _full_grid(half: dict[str, torch.Tensor], n: int) -> dict[str, torch.Tensor]
 
 
 def distance(
-    density: Float64[torch.Tensor, "sample 500"], reference: Float64[torch.Tensor, "sample 500"]
+    density: Float[torch.Tensor, "sample 500"], reference: Float64[torch.Tensor, "sample 500"]
 ) -> Float64[torch.Tensor, " sample"]:
     """Return Σ|D - D_ref| / Σ|D_ref| over the metric's points."""
     difference = (density - reference)[:, METRIC].abs().sum(dim=1)

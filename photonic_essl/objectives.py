@@ -14,7 +14,7 @@ from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss
 from torch import Tensor, nn
 from torch.nn import functional
 
-from photonic_essl.symmetry import Cells, TransformGroup
+from photonic_essl.symmetry import Batch, TransformGroup
 
 Projections = Sequence[Float[Tensor, "batch width"]]
 Loss = Float[Tensor, ""]
@@ -155,7 +155,7 @@ class AbsolutePrediction(nn.Module):
         self.group, self.grid = group, grid
         self.outputs = group.order(grid)
 
-    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Batch, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each cell of a batch.
 
         Args:
@@ -185,7 +185,7 @@ class RelativePrediction(AbsolutePrediction):
 
     seen = 2
 
-    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Batch, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each copy of each cell, as `AbsolutePrediction.ask`."""
         copies, labels = self.group.orbit(cells)
         batch, total = len(cells), total or len(cells)
@@ -222,7 +222,7 @@ class ContinuousPrediction(nn.Module):
             raise ValueError(f"continuous prediction is for translations; `{group.name}` holds other elements.")
         self.group, self.grid = group, grid
 
-    def ask(self, cells: Cells, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
+    def ask(self, cells: Batch, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each cell, as `AbsolutePrediction.ask`."""
         batch, total = len(cells), total or len(cells)
         first, second = (

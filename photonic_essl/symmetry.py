@@ -24,9 +24,11 @@ _MIRROR_X = ((-1, 0), (0, 1))
 _MIRROR_Y = ((1, 0), (0, -1))
 _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
+_LARGEST_POINT_GROUP = 12
+"""The hexagon's: no lattice of the plane has more (the crystallographic restriction)."""
 
 _Matrix = tuple[tuple[int, int], tuple[int, int]]
-Cells = Float[Tensor, "batch channel x y"]
+Batch = Float[Tensor, "batch channel x y"]
 Labels = Int64[Tensor, " n"]
 
 
@@ -60,6 +62,9 @@ class TransformGroup:
         generators: integer matrices, in lattice coordinates, that generate its point group.
         parts: translations go by whole multiples of 1/parts of the cell; 0 for any whole number of grid points.
         permittivity_range: lowest and highest ε between which the cell may be rescaled; None for no rescaling.
+
+    Raises:
+        ValueError: if the matrices generate no finite group, as those of two different lattices do.
     """
 
     def __init__(
@@ -70,7 +75,7 @@ class TransformGroup:
         permittivity_range: tuple[float, float] | None = None,
     ):
         self.name = name
-        self.matrices = _closure(generators)
+        self.matrices = _closure(name, generators)
         self.parts = parts
         self.permittivity_range = permittivity_range
         # On the CPU even where a model that holds the group is made elsewhere.
@@ -150,7 +155,7 @@ class TransformGroup:
             quantiles = torch.rand(count, generator=generator, device=device)
         return Elements(labels, quantiles)
 
-    def apply(self, x: Cells, elements: Elements) -> Cells:
+    def apply(self, x: Batch, elements: Elements) -> Batch:
         """Transform each cell of a batch by its own element.
 
         Args:
@@ -168,7 +173,7 @@ class TransformGroup:
             return moved
         return moved * self._factors(x, elements.quantiles)
 
-    def sample(self, x: Cells, generator: torch.Generator | None = None) -> Cells:
+    def sample(self, x: Batch, generator: torch.Generator | None = None) -> Batch:
         """Transform each cell of a batch by an element drawn for it alone.
 
         Args:
@@ -183,7 +188,7 @@ class TransformGroup:
         """
         return self.apply(x, self.draw(len(x), tuple(x.shape[2:]), generator, x.device))
 
-    def orbit(self, x: Cells) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
+    def orbit(self, x: Batch) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
         """Transform each cell of a batch by every element.
 
         Args:
@@ -205,7 +210,7 @@ class TransformGroup:
         copies = x.flatten(2)[None].expand(len(labels), -1, -1, -1).gather(3, source)
         return copies.view(-1, *x.shape[1:]), labels.repeat_interleave(len(x))
 
-    def copies(self, x: Cells, count: int) -> Float[Tensor, "copy batch channel x y"]:
+    def copies(self, x: Batch, count: int) -> Float[Tensor, "copy batch channel x y"]:
         """Transform each cell of a batch by the same few elements: by all there are, or by a fixed draw of them.
 
         Args:
@@ -281,7 +286,7 @@ class TransformGroup:
         )
         return row.mul_(grid[1]).add_(column).flatten(1)
 
-    def _factors(self, x: Cells, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
+    def _factors(self, x: Batch, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
         lowest, highest = self.permittivity_range
         smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
         return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)
@@ -351,7 +356,7 @@ def group(name: str) -> TransformGroup:
         The group, or the product of the groups.
 
     Raises:
-        ValueError: if a name is not one of these.
+        ValueError: if a name is not one of these, or groups of different lattices are multiplied.
     """
     product = identity()
     for factor in name.split("*"):
@@ -392,8 +397,8 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     return group(invariance), group(equivariance)
 
 
-def _closure(generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
-    """Return every product of the matrices, the identity first."""
+def _closure(name: str, generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
+    """Return every product of the matrices, the identity first; of matrices of two lattices there is no end."""
     found = [_IDENTITY]
     for element in found:
         for (a, b), (c, d) in generators:
@@ -401,4 +406,6 @@ def _closure(generators: Sequence[_Matrix]) -> tuple[_Matrix, ...]:
             product = ((a * e + b * g, a * f + b * h), (c * e + d * g, c * f + d * h))
             if product not in found:
                 found.append(product)
+        if len(found) > _LARGEST_POINT_GROUP:
+            raise ValueError(f"`{name}` is the symmetry of no lattice: its rotations and mirrors never come to an end.")
     return tuple(found)

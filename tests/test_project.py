@@ -1,12 +1,17 @@
-"""The two lists of packages are one list."""
+"""What holds of the project as a whole: its packages, its imports, its types and its words."""
 
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from jaxtyping import TypeCheckError
+
+from data_gen.dos import bend
 
 ROOT = Path(__file__).parent.parent
 CONDA_NAMES = {
@@ -46,6 +51,19 @@ def test_no_room_imports_what_it_must_not():
                 if found and not found[1].startswith(room):
                     assert found[1] in allowed, f"{path}: {line}"
                     assert found[1] != "data_gen" or found[2] in (None, "open_dataset"), f"{path}: {line}"
+
+
+def test_words_are_spelt_right():
+    done = subprocess.run(
+        [sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_wrong_order_of_axes_is_noticed_wherever_tests_run():
+    velocity = torch.zeros(1, 4, 2, 3, dtype=torch.float64)  # (sample, k, axis, band) in place of (…, band, axis)
+    with pytest.raises(TypeCheckError, match="group_velocity"):
+        bend(velocity, 2, np.eye(2))
 
 
 @pytest.mark.slow

@@ -125,6 +125,11 @@ def test_overview_says_what_each_command_does_without_importing_it(capsys):
     assert "verify        " in shown
 
 
+def test_an_overview_of_a_command_that_is_not_there_names_it(capsys):
+    assert call("--help") == 1
+    assert capsys.readouterr().err == "data-gen: error: ModuleNotFoundError: no module named 'module_that_is_not'\n"
+
+
 def test_version(capsys):
     assert call("--version") == 0
     assert capsys.readouterr().out.startswith("data-gen ")

@@ -255,6 +255,26 @@ def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         data_gen.open_dataset(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda dataset: dataset.drop_vars("status"), "a.h5 lacks status"),
+        (lambda dataset: dataset.drop_attrs(deep=False), "must have schema_version 1, got None"),
+        (
+            lambda dataset: dataset.assign(epsilon=dataset["epsilon"].transpose("sample", "y", "x")),
+            r"`epsilon` must have dimensions \('sample', 'x', 'y'\), got \('sample', 'y', 'x'\)",
+        ),
+        (lambda dataset: dataset.isel(frequency=slice(None, None, -1)), "`frequency` must be finite and ascending"),
+    ],
+)
+def test_files_of_another_content_are_refused(change, message, tmp_path):
+    write(tmp_path / "whole.h5", [arrays(3)], 3)
+    with xr.open_dataset(tmp_path / "whole.h5") as dataset:
+        change(dataset).to_netcdf(tmp_path / "a.h5", engine="h5netcdf")
+    with pytest.raises(ValueError, match=message):
+        data_gen.open_dataset(tmp_path / "a.h5")
+
+
 def test_appending_one_by_one_gives_the_file_of_them_all(tmp_path):
     block = arrays(5)
     for index in range(5):

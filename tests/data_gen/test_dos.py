@@ -122,12 +122,6 @@ def test_tight_binding_band_against_the_elliptic_integral():
     np.testing.assert_allclose(density, expected, rtol=2e-3)
 
 
-def test_scaling_law():
-    reference = density_of_states(empty_lattice(25, 2.0), epsilon_mean=2.0)
-    scaled = density_of_states(empty_lattice(25, 2.0 * 3.7), epsilon_mean=2.0 * 3.7)
-    np.testing.assert_allclose(scaled, reference, atol=1e-10)
-
-
 def test_label_does_not_depend_on_the_number_of_bands_but_published_smoothing_does():
     few, many = (empty_lattice(25, 2.0, bands=bands) for bands in (8, 20))
     inside = slice(100, 400)

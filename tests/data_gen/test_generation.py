@@ -199,6 +199,10 @@ def test_two_runs_at_once_are_refused(tmp_path):
         (["blob", "--samples", 0], "`samples` must be at least 1, got 0"),
         (["blob", "--samples", "many"], "samples"),
         (["blob", "--samples", 3, "--solver", "mit"], "solver"),
+        (["rods", "--samples", 3, "--resolution", 9], "`resolution` must be even for a family with symmetry, got 9"),
+        (["blob", "--samples", 3, "--plane-group", "p4"], "`plane_group` and `cutoff` belong to family level-set"),
+        (["level-set", "--samples", 3, "--plane-group", "p4", "--cutoff", 9], "`cutoff` must be from 1 to 8, got 9"),
+        (["blob", "--samples", 3, "--bands", 0], "`bands` must be at least 1, got 0"),
         (["blob", "--samples", 3, "--k-points", 0], "`k_points` must be at least 1, got 0"),
         (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),
         (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be from"),
@@ -219,6 +223,12 @@ def test_bad_input_gets_one_line_and_status_2(words, message, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_shard_that_is_damaged_in_between_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_gen.generation._fill", lambda *_: None)
+    with pytest.raises(OSError, match="the shard of cells 0 to 2 was damaged meanwhile; run it again"):
+        data_gen.generate("blob", out=tmp_path / "a.h5", samples=3, unlabelled=True)
+
+
 def test_an_unwritable_folder_gets_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     status = run_data_gen("generate", "rods", "--out", tmp_path / "file" / "a.h5", "--samples", 2, "--unlabelled")
@@ -236,6 +246,8 @@ def test_info_and_preview(tmp_path, capsys):
     assert f"--out {out}" in printed
     assert run_data_gen("preview", out, "--out", picture) == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert run_data_gen("preview", out, "--out", picture, "--cells", 0) == 2
+    assert "`cells` must be at least 1, got 0" in capsys.readouterr().err
     assert run_data_gen("info", tmp_path / "none.h5") == 2
 
 

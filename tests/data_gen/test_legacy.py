@@ -7,8 +7,11 @@ import pytest
 import data_gen
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
+from data_gen.dataset import write_dataset
 from data_gen.legacy import import_legacy
 from data_gen.unit_cells import unit_cell_family
+
+from .test_dataset import arrays, kind
 
 
 def run_data_gen(*words):
@@ -91,6 +94,11 @@ def test_export_into_a_folder_takes_the_trainers_name(tmp_path):
         ),
         (lambda path: _edit(path, lambda file: file.move("unitcell/mpbepsimage/4", "unitcell/mpbepsimage/²")), "holds"),
         (lambda path: _edit(path, _of_terabytes), "must be images"),
+        (lambda path: _edit(path, lambda file: file["unitcell/mpbepsimage"].move("4", "four")), "holds 'four'"),
+        (
+            lambda path: _edit(path, lambda file: _replace(file, "unitcell/mpbepsimage/2", np.zeros((32, 32)))),
+            "its cells must be positive images (x, y)",
+        ),
         (lambda path: path.unlink(), "no file at"),
     ],
 )
@@ -147,3 +155,32 @@ def _edit(path, change):
 def _replace(file, name, value):
     del file[name]
     file[name] = value
+
+
+def test_a_file_that_is_there_is_not_written_over(published, capsys):
+    before = published.read_bytes()
+    assert run_data_gen("import-legacy", published, "--out", published) == 2
+    assert "is there already; remove it first" in capsys.readouterr().err
+    assert published.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        (
+            "blob",
+            {"lattice": [1.0, 0.0, 0.0, 1.5]},
+            "the published layout is for the square lattice, got [1. 0. 0. 1.5]",
+        ),
+        ("blob", {"frequency": np.linspace(0, 0.9, 500)}, "needs labels on its 500 scaled frequencies, 0 … 1.2"),
+        ("rods", {}, "the published trainer knows no family rods; give `out` a file name"),
+    ],
+)
+def test_what_the_published_layout_cannot_hold_is_refused(family, change, message, tmp_path, capsys):
+    file, settings = tmp_path / "a.h5", kind(family=family)
+    settings["fixed"] |= {name: value for name, value in change.items() if name == "frequency"}
+    settings["attributes"] |= {name: value for name, value in change.items() if name == "lattice"}
+    write_dataset(file, [arrays(2)], samples=2, **settings)
+    assert run_data_gen("export-legacy", file, "--out", tmp_path) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [file]

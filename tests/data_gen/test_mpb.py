@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 import data_gen
 from data_gen.lattices import wavevector_grid
 from data_gen.solvers import mpb
+from data_gen.solvers.contract import ConvergenceError
+from data_gen.solvers.mpb_worker import make_solver
 from data_gen.unit_cells import unit_cell_family
 
 pytestmark = pytest.mark.mpb
@@ -181,3 +184,29 @@ def test_missing_mpb_is_one_line_with_both_ways_to_get_it(monkeypatch):
 def test_bad_input_is_refused(epsilon, settings, message):
     with pytest.raises(ValueError, match=message):
         data_gen.solve(epsilon, **settings)
+
+
+def test_what_mpb_gets_wrong_is_never_returned(blob, monkeypatch):
+    k = np.array([[0.1, 0.1]])
+    with monkeypatch.context() as patch:
+        patch.setattr(mpb, "LARGEST_ERROR", 0.0)
+        with pytest.raises(ConvergenceError, match=r"cell 0: MPB's residual puts a frequency off by .*, over 0\.0"):
+            data_gen.solve(blob, k, bands=2)
+    whole = mpb.worker().ask(
+        epsilon=blob, wavevectors=k, basis=np.eye(2), bands=np.array(2), tolerance=np.array(mpb.TOLERANCE)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(mpb.worker(), "ask", lambda **_: whole | {"frequency": whole["frequency"] * np.nan})
+        with pytest.raises(mpb.MPBError, match="cell 0: MPB gave numbers that are not finite"):
+            data_gen.solve(blob, k, bands=2)
+    with pytest.raises(mpb.MPBError, match="MPB failed: "):
+        mpb.worker().ask(epsilon=blob)
+    assert data_gen.solve(blob, k, bands=2)["frequency"].shape == (1, 2)
+
+
+def test_another_grid_than_asked_for_is_refused():
+    asked = {"epsilon": np.ones((4, 6)), "basis": np.eye(2), "bands": np.array(2), "tolerance": np.array(1e-6)}
+    meep, theirs = MagicMock(), MagicMock()
+    theirs.ModeSolver().get_epsilon.return_value = np.ones((4, 4))
+    with pytest.raises(RuntimeError, match=r"MPB chose a grid of \(4, 4\) for an array of \(4, 6\)"):
+        make_solver(meep, theirs, asked)

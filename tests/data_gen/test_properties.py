@@ -13,7 +13,7 @@ from hypothesis import strategies as some
 import data_gen
 from data_gen.lattices import LATTICES, basis_vectors, reciprocal_vectors, wavevector_grid
 from data_gen.plane_groups import PLANE_GROUPS, point_group
-from data_gen.solvers.rbme import TOLERANCE, solve_bands
+from data_gen.solvers.rbme import solve_bands
 from data_gen.unit_cells import FAMILIES, FINE_SAMPLES_PER_PIXEL, unit_cell_family
 
 POLARIZATIONS = some.sampled_from(["tm", "te"])
@@ -38,75 +38,89 @@ def bases(draw):
     return np.array([(np.cos(first), np.sin(first)), (ratio * np.cos(second), ratio * np.sin(second))])
 
 
+ANY_LATTICE = bases()
+
+
 @some.composite
-def problems(draw, lattice=None):
+def problems(draw, resolutions=RESOLUTIONS, polarization=POLARIZATIONS, lattice=ANY_LATTICE):
     """A cell of any family on any lattice, and how to solve it."""
-    resolution = draw(RESOLUTIONS)
-    family = draw(FAMILY)
-    cell = family.draw(draw(SEEDS), draw(some.integers(0, 10**6)), resolution)
-    settings = {"bands": draw(some.integers(1, 8)), "polarization": draw(POLARIZATIONS), "resolution": resolution}
-    return cell.epsilon, draw(WAVEVECTORS), {**settings, "lattice": draw(bases()) if lattice is None else lattice}
+    resolution = draw(resolutions)
+    cell = draw(FAMILY).draw(draw(SEEDS), draw(some.integers(0, 10**6)), resolution)
+    settings = {"bands": draw(some.integers(1, 8)), "polarization": draw(polarization), "lattice": draw(lattice)}
+    return cell.epsilon, draw(WAVEVECTORS), {**settings, "resolution": resolution}
+
+
+def small_problems(**given):
+    """Cells on so few points that every plane wave is kept, and frequencies are exact.
+
+    For TE their number is odd: on an even one the wave of highest frequency along both axes breaks mirrors, by 1e-6.
+    """
+    even = problems(some.sampled_from([4, 6]), some.just("tm"), **given)
+    return some.one_of(even, problems(some.just(5), **given))
 
 
 def solve(epsilon, k_points, **settings):
     return data_gen.solve(epsilon, k_points, solver="rbme", **settings)
 
 
+def exact_frequencies(epsilon, k, *, lattice, **settings):
+    """Frequencies to nearly all digits of the discretised problem."""
+    return solve_bands(epsilon[None].copy(), k, basis=basis_vectors(lattice), tolerance=1e-9, **settings).frequency[0]
+
+
 def assert_same_frequencies(found, expected):
-    """Assert that two answers agree to the solver's tolerance; its estimate of the error may be off by a few times."""
-    found, expected = np.asarray(found), np.asarray(expected)
-    assert (np.abs(found - expected) / np.maximum(expected, 0.02)).max() <= 5 * TOLERANCE
+    """Assert that ω² is the same, which is what the solver rounds."""
+    found, expected = found.square(), expected.square()
+    assert ((found - expected).abs() / expected.clamp(min=1e-3)).max() <= 1e-7
 
 
-@given(problems(), some.integers(-20, 20), some.integers(-20, 20))
+@given(small_problems(), some.integers(-20, 20), some.integers(-20, 20))
 def test_a_cell_may_begin_anywhere(problem, x, y):
     epsilon, k, settings = problem
     factor = FINE_SAMPLES_PER_PIXEL
     moved = np.roll(epsilon, (factor * x, factor * y), (0, 1))
-    assert_same_frequencies(solve(moved, k, **settings)["frequency"], solve(epsilon, k, **settings)["frequency"])
+    assert_same_frequencies(exact_frequencies(moved, k, **settings), exact_frequencies(epsilon, k, **settings))
 
 
-@given(problems(lattice="square"), some.booleans(), some.integers(0, 3))
+@given(small_problems(lattice=some.just("square")), some.booleans(), some.integers(0, 3))
 def test_turned_and_mirrored_cells_have_turned_and_mirrored_bands(problem, mirrored, turns):
     epsilon, k, settings = problem
     moved, images = (epsilon[::-1], k * (-1, 1)) if mirrored else (epsilon, k)
     for _ in range(turns):
         moved, images = np.rot90(moved), images[:, ::-1] * (-1, 1)
-    there, here = solve(moved.copy(), images, **settings), solve(epsilon, k, **settings)
-    assert_same_frequencies(there["frequency"], here["frequency"])
+    assert_same_frequencies(exact_frequencies(moved, images, **settings), exact_frequencies(epsilon, k, **settings))
 
 
-@given(problems(), some.integers(-2, 2), some.integers(-2, 2))
+@given(small_problems(), some.integers(-2, 2), some.integers(-2, 2))
 def test_time_may_run_backwards_and_bands_repeat_from_zone_to_zone(problem, x, y):
     epsilon, k, settings = problem
-    settings["basis"] = basis_vectors(settings.pop("lattice"))
-    here, reversed_, next_zone = (
-        solve_bands(epsilon[None], wavevectors, **settings) for wavevectors in (k, -k, k + np.array([x, y]))
+    here, backwards, elsewhere = (
+        exact_frequencies(epsilon, wavevectors, **settings) for wavevectors in (k, -k, k + np.array([x, y]))
     )
-    assert_same_frequencies(reversed_.frequency, here.frequency)
-    assert_same_frequencies(next_zone.frequency, here.frequency)
+    assert_same_frequencies(backwards, here)
+    assert_same_frequencies(elsewhere, here)
 
 
-@given(FAMILY, SEEDS, RESOLUTIONS, POLARIZATIONS, WAVEVECTORS)
-def test_bands_have_the_symmetry_of_the_plane_group(family, seed, resolution, polarization, k):
+@given(FAMILY, SEEDS, some.sampled_from([4, 6]), WAVEVECTORS)
+def test_bands_have_the_symmetry_of_the_plane_group(family, seed, resolution, k):
     assume(family.lattice != "hexagonal")  # whose pixels are parallelograms: its symmetry holds to their size
     cell = family.draw(seed, 0, resolution)
-    settings = {"bands": 4, "polarization": polarization, "lattice": family.lattice, "resolution": resolution}
+    settings = {"bands": 4, "polarization": "tm", "lattice": family.lattice, "resolution": resolution}
     dual = np.linalg.inv(point_group(family.plane_group)).transpose(0, 2, 1)
     images = np.einsum("oij,kj->oki", dual, k)
-    frequency = solve(cell.epsilon, images.reshape(-1, 2), **settings)["frequency"].values
+    frequency = exact_frequencies(cell.epsilon, images.reshape(-1, 2), **settings)
     frequency = frequency.reshape(*images.shape[:2], 4)
-    assert_same_frequencies(frequency, np.broadcast_to(frequency[0], frequency.shape))
+    assert_same_frequencies(frequency, frequency[:1].expand_as(frequency))
 
 
-@given(problems(), some.floats(0.05, 50))
+@given(small_problems(), some.floats(0.05, 50))
 def test_frequencies_scale_with_the_root_of_the_permittivity(problem, factor):
     epsilon, k, settings = problem
-    plain, scaled = solve(epsilon, k, **settings), solve(factor * epsilon, k, **settings)
-    assert_same_frequencies(scaled["frequency"] * factor**0.5, plain["frequency"])
+    plain, scaled = (exact_frequencies(cell, k, **settings) for cell in (epsilon, factor * epsilon))
+    assert_same_frequencies(scaled * factor**0.5, plain)
 
 
-@given(bases(), WAVEVECTORS, some.floats(1, 20), some.integers(10, 17), POLARIZATIONS)
+@given(ANY_LATTICE, WAVEVECTORS, some.floats(1, 20), some.integers(10, 17), POLARIZATIONS)
 def test_light_in_a_uniform_medium_moves_at_its_speed(basis, k, epsilon, resolution, polarization):
     uniform = np.full((resolution, resolution), epsilon)
     answer = solve(uniform, k, bands=4, polarization=polarization, lattice=basis)

@@ -45,3 +45,12 @@ def test_a_missing_damaged_unlabelled_or_other_file_is_refused(tmp_path, unlabel
         load_cells(unlabelled, labelled=True)
     with pytest.raises(ValueError, match=r"on 500 frequencies from 0 to 0\.9; networks predict the first 400 of 500"):
         load_cells(write_cells(tmp_path / "coarse.nc", 3, frequency=FREQUENCY * 0.75), labelled=True)
+
+
+def test_a_file_of_failures_alone_has_no_labelled_cells(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 2)
+    stored = xr.load_dataset(path)
+    stored["status"][:] = 1
+    stored.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"cells\.nc holds no cells that were solved"):
+        load_cells(path, labelled=True)

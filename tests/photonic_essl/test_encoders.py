@@ -122,3 +122,5 @@ def test_bad_names_and_grids_are_refused():
         make_network("light", 1, (30, 30))
     with pytest.raises(ValueError, match="not a preset, and has to be given"):
         Encoder("os:getcwd")
+    with pytest.raises(ValueError, match=r"the encoder `own` must return \(batch, features\), got \(2, 1, 32, 32\)"):
+        Encoder("own", network=nn.ReLU())

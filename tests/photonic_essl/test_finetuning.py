@@ -98,6 +98,8 @@ def test_a_pretrained_encoder_is_where_it_starts(unlabelled, labelled, tmp_path,
     finetune(labelled, tmp_path / "run", labels=10, pretrained=tmp_path / "encoder", **SMALL)
     saved = Encoder.from_pretrained(tmp_path / "encoder").state_dict()
     assert all(torch.equal(started[name], value) for name, value in saved.items())
+    with pytest.raises(ValueError, match="holds a run of `pretrain`, not of `finetune`"):
+        finetune(labelled, tmp_path / "encoder", labels=10, **SMALL)
     with pytest.raises(ValueError, match="holds the encoder `light`, not `paper`"):
         finetune(labelled, tmp_path / "new", labels=10, pretrained=tmp_path / "encoder", encoder="paper", **SMALL)
 

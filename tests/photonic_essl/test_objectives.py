@@ -164,3 +164,7 @@ def test_settings_that_cannot_be_are_refused():
         ESSL(SimCLR(), None, weight=-1)
     with pytest.raises(ValueError, match="continuous prediction is for translations; `square`"):
         ContinuousPrediction(group("square"), GRID)
+    with pytest.raises(ValueError, match="`off_diagonal_weight` must not be negative, got -1"):
+        BarlowTwins(-1)
+    with pytest.raises(ValueError, match="needs an invariance loss, a prediction task, or both"):
+        ESSL(None, None)

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from photonic_essl import distributed, training
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
 from photonic_essl.metrics import empty_lattice, relative_error
@@ -23,6 +25,9 @@ from photonic_essl.runs import read_record, write_record
 from photonic_essl.symmetry import group
 from photonic_essl.training import DivergenceError
 
+from .conftest import write_cells
+
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 SMALL = {"epochs": 2, "batch_size": 8, "device": "cpu", "progress": False}
 
@@ -253,6 +258,7 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"learning_rate": -1.0}, "`learning_rate` must be positive"),
         ({"optimizer": "lbfgs"}, "`optimizer` must be one of adam, sgd"),
         ({"device": "tpu"}, "`device` must be one of auto, cpu, gpu"),
+        pytest.param({"device": "gpu"}, "torch finds no CUDA device here", marks=WITHOUT_GPU),
         ({"recipe": "e-barlow", "temperature": 1.0}, "this recipe has no temperature"),
     ],
 )
@@ -262,6 +268,31 @@ def test_bad_settings_are_refused_before_anything_is_written(settings, message, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unlabelled_file_is_no_probe(unlabelled, tmp_path):
+def test_an_unlabelled_or_too_small_file_is_no_probe(unlabelled, tmp_path):
     with pytest.raises(ValueError, match="is unlabelled"):
         pretrain(unlabelled, tmp_path / "run", probe=unlabelled, **SMALL)
+    few = write_cells(tmp_path / "few.nc", 3)
+    with pytest.raises(ValueError, match="a probe needs at least 4 labelled cells, got 3"):
+        pretrain(unlabelled, tmp_path / "run", probe=few, **SMALL)
+
+
+def test_roles_and_warm_up_out_of_their_range_are_refused(unlabelled):
+    cells = load_cells(unlabelled)
+    with pytest.raises(ValueError, match="`transformation` must be one of predicted, invariance, unused, got 'maybe'"):
+        named_groups(cells, "maybe")
+    settings = load_recipe("simclr", "light") | {"batch_size": 8, "epochs": 2, "warmup_epochs": 3}
+    with pytest.raises(ValueError, match="`warmup_epochs` must be from 0 to the 2 epochs of the run, got 3"):
+        Pretraining(cells, "light", settings, (group("mirrors"), group("identity")))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    with pytest.raises(ValueError, match="a batch of 3 cells cannot be shared equally by 2 processes"):
+        distributed.own_part(3)
+
+
+def test_only_a_stop_by_the_user_is_taken_for_one():
+    with pytest.raises(KeyboardInterrupt), training._interruptible(SimpleNamespace(interrupted=True)):
+        raise SystemExit(1)
+    with pytest.raises(SystemExit), training._interruptible(SimpleNamespace(interrupted=False)):
+        raise SystemExit(3)

@@ -13,7 +13,7 @@ from photonic_essl.gallery import _path, placement, shown_cells
 from photonic_essl.metrics import relative_errors
 from photonic_essl.pretraining import pretrain
 from photonic_essl.regression import load_regressor
-from photonic_essl.reporting import report
+from photonic_essl.reporting import _table, report
 from photonic_essl.runs import read_record, read_records, write_record
 
 from .conftest import write_cells
@@ -201,3 +201,9 @@ def test_pictures_are_whole(written):
     pictures = re.findall(r'<img src="data:image/svg\+xml;base64,([^"]+)"', written.read_text())
     assert len(pictures) == 1 + 3 + 4 + 2
     assert all(base64.b64decode(picture).rstrip().endswith(b"</svg>") for picture in pictures)
+
+
+def test_a_table_with_rows_of_different_lengths_is_refused(tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n3\n")
+    with pytest.raises(ValueError, match=r"table\.csv is not a table: its rows are of different lengths"):
+        _table(tmp_path / "table.csv")

@@ -29,47 +29,6 @@ def copies_of(chosen, x):
     return chosen.orbit(x)[0].view(chosen.order(x.shape[2:]), *x.shape)
 
 
-@pytest.mark.parametrize("name", GROUPS)
-def test_elements_are_distinct_and_the_first_changes_nothing(name):
-    copies = copies_of(group(name), cells())
-    assert torch.equal(copies[0], cells())
-    assert len({copy.numpy().tobytes() for copy in copies}) == len(copies)
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_closed_under_composition_and_labels_compose(name):
-    chosen, x = group(name), cells()
-    copies = copies_of(chosen, x)
-    first, then = torch.randint(len(copies), (2, 40), generator=torch.Generator().manual_seed(1))
-    both = chosen.compose(first, then, GRID)
-    for i in range(len(first)):
-        moved_twice = chosen.apply(copies[first[i]], Elements(then[i].repeat(len(x))))
-        assert torch.equal(moved_twice, copies[both[i]])
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_every_element_has_an_inverse(name):
-    chosen, x = group(name), cells()
-    labels = torch.arange(chosen.order(GRID))
-    inverse = chosen.inverse(labels, GRID)
-    assert (chosen.compose(labels, inverse, GRID) == 0).all()
-    assert (chosen.compose(inverse, labels, GRID) == 0).all()
-    moved = chosen.apply(copies_of(chosen, x)[-1], Elements(inverse[-1].repeat(len(x))))
-    assert torch.equal(moved, x)
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_a_sample_is_an_element_of_the_orbit_for_each_cell(name):
-    chosen, x = group(name), cells(20)
-    generator = torch.Generator().manual_seed(3)
-    elements = chosen.draw(len(x), GRID, torch.Generator().manual_seed(3))
-    sampled, copies = chosen.sample(x, generator), copies_of(chosen, x)
-    for i, label in enumerate(elements.labels):
-        assert torch.equal(sampled[i], copies[label, i])
-    if chosen.order(GRID) > 8:
-        assert len(elements.labels.unique()) > 5, "cells do not get elements of their own"
-
-
 def test_elements_are_drawn_uniformly():
     labels = group("square").draw(8000, GRID, torch.Generator().manual_seed(0)).labels
     assert (labels.bincount(minlength=8) - 1000).abs().max() < 150
@@ -99,18 +58,6 @@ def test_a_sixth_turn_keeps_distances_on_the_hexagonal_lattice():
     for matrix in symmetry.hexagon().matrices:
         turned = torch.tensor(matrix).float().T @ basis
         torch.testing.assert_close(turned @ turned.T, basis @ basis.T)
-
-
-def test_rescaling_keeps_the_permittivity_in_range_and_its_pattern():
-    x = cells(50)
-    scaled = symmetry.rescaling().sample(x, torch.Generator().manual_seed(0))
-    assert scaled.min() >= 0.999
-    assert scaled.max() <= 20.01
-    ratio = (scaled / x).flatten(1)
-    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
-    assert ratio[:, 0].std() > 0.05
-    both = group("mirrors * rescaling").sample(x, torch.Generator().manual_seed(0))
-    assert both.shape == x.shape
 
 
 def test_shifts_are_parts_of_the_cell():
@@ -154,6 +101,16 @@ def test_what_cannot_be_is_refused():
         group("mirrors * spin")
     with pytest.raises(ValueError, match="unknown group 'mirrors/2'"):
         group("mirrors/2")
+    with pytest.raises(ValueError, match=r"`hexagon \* mirrors` is the symmetry of no lattice"):
+        group("hexagon * mirrors")
+    with pytest.raises(
+        ValueError, match=r"`parts` must be 0 \(any translation\) or a positive number of parts, got -1"
+    ):
+        symmetry.translations(-1)
+    with pytest.raises(ValueError, match="`lowest` and `highest` must be positive and in order, got 5 and 1"):
+        symmetry.rescaling(5, 1)
+    with pytest.raises(ValueError, match="rescale within different ranges of ε"):
+        symmetry.rescaling(1, 5) * symmetry.rescaling(1, 6)
     with pytest.raises(ValueError, match="no finite orbit"):
         symmetry.rescaling().orbit(cells())
     with pytest.raises(ValueError, match="no groups were published for the family 'rods'"):

@@ -139,3 +139,13 @@ def test_parts_of_different_classes_are_refused(imagenet, tmp_path):
     (folder / "val" / "apples").rename(folder / "val" / "pears")
     with pytest.raises(ValueError, match="the same classes in train and val"):
         load_images(f"imagenet:{folder}")
+
+
+def test_too_few_images_to_test_on_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 5 images in one of its class folders, to test on every fifth"):
+        load_images(f"folder:{write_class_folders(tmp_path / 'fruits', 4)}")
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(ValueError, match="images of 8 × 8 points do not suit a model of 32 × 32"):
+        load_images("digits").test.batches(32)

@@ -132,3 +132,9 @@ def test_few_labels_are_of_all_classes_and_nested():
     assert torch.equal(labelled_rows(labels, 1.0, 0), torch.arange(1437))
     with pytest.raises(ValueError, match="above 0 and at most 1, got 0"):
         labelled_rows(labels, 0, 0)
+
+
+def test_no_seeds_is_no_probe(call, tmp_path):
+    status, _, error = call("probe", "--model", tmp_path, "--data", "digits", "--seeds", "0")
+    assert status == 2
+    assert "`seeds` must be at least 1, got 0" in error

@@ -6,6 +6,8 @@ from torchvision.models import resnet18, resnet50
 from photonic_essl.vision.backbones import BACKBONES, ImageEncoder, load_encoder
 from photonic_essl.vision.interchange import export_encoder, import_encoder
 
+from .conftest import TINY
+
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -74,3 +76,16 @@ def test_backbones_see_which_way_up_an_image_is_at_any_size(name):
         assert (encoder(image) - encoder(image.rot90(1, (2, 3)))).abs().max() > 1e-4
     grey = torch.full((1, channels, size, size), 0.5)
     torch.testing.assert_close(encoder(grey), encoder.network(torch.zeros_like(grey)))
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(FileExistsError, match="exists; choose another folder"):
+        import_encoder(tmp_path / "weights.pth", out=tmp_path)
+    with pytest.raises(FileExistsError, match=r"weights\.pth exists; choose another file"):
+        export_encoder(tmp_path, out=tmp_path / "weights.pth")
+
+
+def test_a_folder_without_an_encoder_is_refused_for_a_network_of_ones_own(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no saved encoder: there is no config\.json"):
+        load_encoder(tmp_path, TINY)

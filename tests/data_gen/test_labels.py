@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+import torch
+
+import data_gen
+from data_gen import labels
+from data_gen.labels import AccuracyError, LabelSettings, label_cells
+from data_gen.unit_cells import unit_cell_family
+
+CELL = unit_cell_family("blob").draw(0, 6, 8).epsilon
+
+
+def test_a_label_that_the_finest_grid_leaves_too_far_is_never_returned(monkeypatch):
+    monkeypatch.setattr(labels, "GRIDS", (3, 9))
+    with pytest.raises(AccuracyError, match=r"cell 0: the 9 × 9 grid leaves the label .* over 1e-05"):
+        data_gen.label(CELL, accuracy=1e-5, resolution=8)
+
+
+def test_an_unknown_polarization_is_refused_before_anything_is_solved():
+    with pytest.raises(ValueError, match="`polarization` must be one of tm, te, got 'tem'"):
+        data_gen.label(CELL, polarization="tem")
+
+
+def test_bands_are_kept_on_one_grid_alone(monkeypatch):
+    monkeypatch.setattr(labels, "GRIDS", (9,))
+    settings = LabelSettings(accuracy=0.1)
+    with pytest.raises(ValueError, match="`keep_bands` needs `k_points`: one grid for every cell"):
+        label_cells(torch.from_numpy(CELL)[None], np.eye(2), 8, settings, keep_bands=True)

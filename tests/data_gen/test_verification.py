@@ -1,0 +1,34 @@
+import h5py
+import pytest
+
+from data_gen.generation import generate
+from data_gen.verification import verify
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    file = tmp_path_factory.mktemp("verification") / "a.h5"
+    generate("rods", out=file, samples=2, resolution=16, k_points=9, bands=6, workers=1)
+    return file
+
+
+@pytest.mark.mpb
+def test_a_file_agrees_with_mpb_and_a_changed_label_does_not(labelled, tmp_path, capsys):
+    found = verify(labelled, samples=1)
+    assert 0 < found["frequency largest"] < 1e-4
+    assert "verified: 1 cells" in capsys.readouterr().out
+    changed = tmp_path / "changed.h5"
+    changed.write_bytes(labelled.read_bytes())
+    with h5py.File(changed, "r+") as file:
+        file["dos"][:, 200:210] = 1.1 * file["dos"][:, 200:210]
+    with pytest.raises(RuntimeError, match="beyond tolerance in label over 1 cells"):
+        verify(changed, samples=1)
+    assert "BEYOND TOLERANCE" in capsys.readouterr().out
+
+
+def test_what_cannot_be_verified_is_refused(labelled, tmp_path):
+    with pytest.raises(ValueError, match=r"`samples` must be from 1 to the 2 solved cells of .*, got 3"):
+        verify(labelled, samples=3)
+    generate("rods", out=tmp_path / "cells.h5", samples=1, resolution=8, unlabelled=True, workers=1)
+    with pytest.raises(ValueError, match=r"cells\.h5 holds no labels to verify"):
+        verify(tmp_path / "cells.h5", samples=1)
