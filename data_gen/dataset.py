@@ -188,8 +188,11 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def replaced_when_complete(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.
+
+    The name is always the same, so that what a killed process has left is overwritten by the next.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
         with open(partial, "rb+") as file:
