@@ -216,7 +216,7 @@ def answer(task: str, cell: str) -> Answer:
     try:
         return catalogue() if task == "catalogue" else TASKS[task](ChosenCell(**json.loads(cell)))
     except Exception as error:
-        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (ValueError, RuntimeError, OSError)) else f"{type(error).__name__}: "
         return {"error": kind + " ".join(str(error).split())}
 
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -36,14 +36,14 @@ Contents = dict[str, object]
 
 
 def generate(folder: Path) -> list[str]:
-    """The command of a labelled dataset file, in eight chunks on two workers."""
-    cells = ["--samples", "256", "--resolution", "16", "--k-points", "5", "--bands", "6", "--seed", "11"]
+    """The command of a labelled dataset file, in four chunks on two workers."""
+    cells = ["--samples", "128", "--resolution", "8", "--k-points", "5", "--bands", "6", "--seed", "11"]
     return ["-m", "data_gen.cli", "generate", "blob", "--out", str(folder / "cells.h5"), "--workers", "2", *cells]
 
 
 def pretrain(folder: Path) -> list[str]:
     """The command of a pre-training of some checkpoints."""
-    options = ["--out", str(folder / "run"), "--epochs", "40", "--batch-size", "32", "--device", "cpu", "--no-progress"]
+    options = ["--out", str(folder / "run"), "--epochs", "16", "--batch-size", "32", "--device", "cpu", "--no-progress"]
     program = ["-c", "from photonic_essl.cli import main; main()"]
     return [*program, "pretrain", "--data", str(folder.parent / "unlabelled.h5"), *options]
 
@@ -149,8 +149,8 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def shake(name: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
-    """Run a command calmly, and then under kills, until there were so many; return what happened."""
+def shake(name: str, folder: Path, kills: int, seed: int) -> Iterator[dict[str, object]]:
+    """Run a command calmly, and then under kills, until there were so many; yield what happened after each run."""
     command, generator, done = COMMANDS[name], random.Random(seed), Counter()
     calm = folder / "calm"
     calm.mkdir()
@@ -165,8 +165,7 @@ def shake(name: str, folder: Path, kills: int, seed: int) -> dict[str, object]:
         if (found := contents(again)) != expected:
             different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
             raise SystemExit(f"{name}: run {runs}, after {dict(done)}, differs in {', '.join(different)}")
-        print(f"{name}: {runs} runs the same, {dict(done)}", flush=True)
-    return {"kills": dict(done), "runs_the_same": runs, "rows": len(expected["rows"]), "calm_s": round(life, 1)}
+        yield {"kills": dict(done), "runs_the_same": runs, "compared": len(expected), "calm_s": round(life, 1)}
 
 
 def main() -> None:
@@ -178,10 +177,22 @@ def main() -> None:
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in arguments.commands:
         with tempfile.TemporaryDirectory() as folder:
-            cells = ["generate", "blob", "--out", f"{folder}/unlabelled.h5", "--samples", "256", "--unlabelled"]
+            cells = [
+                "generate",
+                "blob",
+                "--out",
+                f"{folder}/unlabelled.h5",
+                "--samples",
+                "64",
+                "--unlabelled",
+                "--workers",
+                "1",
+            ]
             subprocess.run([sys.executable, "-m", "data_gen.cli", *cells], check=True)
-            results[name] = {"seed": arguments.seed, **shake(name, Path(folder), arguments.kills, arguments.seed)}
-        RESULT.write_text(json.dumps(results, indent=1) + "\n")
+            for so_far in shake(name, Path(folder), arguments.kills, arguments.seed):
+                results[name] = {"seed": arguments.seed, **so_far}
+                RESULT.write_text(json.dumps(results, indent=1) + "\n")
+                print(name, so_far, flush=True)
 
 
 if __name__ == "__main__":
