@@ -147,8 +147,7 @@ def _report(program: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    kind = (
-        "" if str(error) and isinstance(error, (*_FOR_THE_USER_TO_MEND, RuntimeError)) else f"{type(error).__name__}: "
-    )
+    speaks_for_itself = str(error) and isinstance(error, (*_FOR_THE_USER_TO_MEND, RuntimeError))
+    kind = "" if speaks_for_itself else f"{type(error).__name__}: "
     print(f"{program}: error: {kind}{_one_line(str(error))}", file=sys.stderr)
     return 2 if isinstance(error, _FOR_THE_USER_TO_MEND) else 1

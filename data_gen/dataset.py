@@ -5,12 +5,14 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5netcdf
 import numpy as np
@@ -77,7 +79,7 @@ def write_dataset(
     Raises:
         OSError: if the file cannot be written.
     """
-    with replaced_when_complete(path) as partial, h5netcdf.File(partial, "w") as file:
+    with new_hdf5_file(path) as target_file, h5netcdf.File(target_file, "w") as file:
         file.dimensions["sample"] = samples
         for name, value in fixed.items():
             _create(file, name, VARIABLES[name], value.shape)[...] = value
@@ -201,8 +203,51 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _PatientFile(io.FileIO):
+    """A new file that HDF5 can write to whatever happens: the first error is kept in `error`, and nothing comes after.
+
+    HDF5 does not survive a write that fails, as on a full disk: the interpreter crashes when the file is closed.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while self.error is None and len(left):  # what finds little room is written in part
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_hdf5_file(path: Path) -> Iterator[io.FileIO]:
+    """Give a file for HDF5 to write, which is put in place of `path` as by `replaced_when_complete`.
+
+    Raises:
+        OSError: if something could not be written.
+    """
+    with replaced_when_complete(path) as partial, _PatientFile(partial) as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:

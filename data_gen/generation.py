@@ -160,7 +160,7 @@ def generate(
     Raises:
         ValueError: if an argument is out of its range, or `out` belongs to a run of other settings.
         RuntimeError: if cells failed; the file is there and its `status` says which.
-        OSError: if the file or its shards cannot be written.
+        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
     """
     if keep_bands and bands is None:
         bands = BANDS

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5netcdf
 import numpy as np
 import torch
 import xarray as xr
 from huggingface_hub import PyTorchModelHubMixin
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from xarray.backends import H5NetCDFStore
 
+from data_gen.dataset import new_hdf5_file
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import MODEL_CARD, PERMITTIVITY_RANGE, Encoder, load_folder, make_network, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice, relative_error, relative_errors
@@ -168,12 +171,14 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
     Raises:
         FileNotFoundError: if the model or the file is missing, or the folder to write to.
         ValueError: if they are of another kind or do not fit each other.
+        OSError: if the file cannot be written; one that was there stays as it is.
     """
     cells = load_cells(data)
     dos = _loaded(model, encoder, cells).predict(cells.epsilon[:, 0])
     if not Path(out).parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
-    dos.to_dataset().assign_attrs(data=cells.fingerprint).to_netcdf(out, engine="h5netcdf")
+    with new_hdf5_file(Path(out)) as new, h5netcdf.File(new, "w") as file:
+        dos.to_dataset().assign_attrs(data=cells.fingerprint).dump_to_store(H5NetCDFStore(file))
     print(f"Predictions for {len(cells)} cells written to {out}.")
     return dos
 

@@ -1,8 +1,10 @@
-"""The two lists of packages are one list."""
+"""What holds of the project as a whole: its lists of packages, its imports, its types, what is installed of it."""
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,32 @@ def test_no_room_imports_what_it_must_not():
                 if found and not found[1].startswith(room):
                     assert found[1] in allowed, f"{path}: {line}"
                     assert found[1] != "data_gen" or found[2] in (None, "open_dataset"), f"{path}: {line}"
+
+
+UNPACKED_SOURCE = """
+import tarfile
+from setuptools import build_meta
+
+with tarfile.open(build_meta.build_sdist(".")) as archive:
+    archive.extractall("unpacked", filter="data")
+"""
+WHEEL = "from setuptools import build_meta; build_meta.build_wheel('.')"
+
+
+def test_a_wheel_made_from_the_source_distribution_holds_every_file_of_the_packages(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "data_gen", "photonic_essl"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a checkout")
+    pytest.importorskip("setuptools")
+    unneeded = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "site")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=unneeded)
+    subprocess.run([sys.executable, "-c", UNPACKED_SOURCE], cwd=source, check=True, capture_output=True)
+    (unpacked,) = (source / "unpacked").iterdir()
+    assert (unpacked / "LICENSE").exists()
+    subprocess.run([sys.executable, "-c", WHEEL], cwd=unpacked, check=True, capture_output=True)
+    (wheel,) = unpacked.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == set(listed.stdout.split())
 
 
 @pytest.mark.slow

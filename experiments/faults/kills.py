@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,7 +33,7 @@ SECONDS_TO_END = 30  # for what a killed command has started
 COST = ("pretraining_seconds", "seconds")  # columns of the table that differ from run to run
 UNFINISHED = ("*.part", "*.partial", "*.shard")
 
-Contents = dict[str, object]
+Contents = dict[str, Any]
 
 
 def generate(folder: Path) -> list[str]:
@@ -97,8 +98,10 @@ def contents(folder: Path) -> Contents:
             found[name] = [column.tolist() for column in read_log(file.parent, "loss")]
         elif any(file.match(pattern) for pattern in UNFINISHED):
             found[name] = "left behind"
-    rows = [{name: row[name] for name in row if name not in COST} for row in table.read_rows(folder / "table.csv")]
-    return found | {"rows": sorted(rows, key=table.identity)}
+    for row in table.read_rows(folder / "table.csv"):
+        key = " ".join(table.identity(row))
+        found[key] = [*found.get(key, []), {name: row[name] for name in row if name not in COST}]
+    return found
 
 
 def start(command: Sequence[str], log: Path) -> subprocess.Popen:

@@ -173,6 +173,16 @@ def test_predict_writes_a_file(finished, unlabelled, tmp_path):
         predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
 
 
+def test_no_room_for_predictions_is_said_and_leaves_those_that_were_there(
+    finished, unlabelled, labelled, files_up_to, tmp_path
+):
+    before = predict(finished, labelled, tmp_path / "predictions.nc")
+    with files_up_to(10_000), pytest.raises(OSError, match=r"File too large: '.*predictions.nc'"):
+        predict(finished, unlabelled, tmp_path / "predictions.nc")
+    np.testing.assert_array_equal(xr.load_dataset(tmp_path / "predictions.nc")["dos"], before)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.nc"]
+
+
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
     factory = "tests.photonic_essl.test_encoders:own_network"
     trained = finetune(labelled, tmp_path / "run", labels=10, encoder=factory, **SMALL)
