@@ -29,7 +29,7 @@ from experiments.photonics.datasets import DatasetPlan
 from photonic_essl.plotting import read_log
 
 RESULT = Path("experiments/results/kills.json")
-SECONDS_TO_END = 30  # for what a killed command has started
+SECONDS_TO_END = 300  # for what a killed command has started: on a busy machine, an import takes minutes
 COST = ("pretraining_seconds", "seconds")  # columns of the table that differ from run to run
 UNFINISHED = ("*.part", "*.partial", "*.shard")
 
