@@ -51,3 +51,13 @@ def files_up_to():
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     return limited
+
+
+@pytest.fixture
+def other_repository(tmp_path):
+    """A folder that is no part of the repository that it lies in, as an environment in somebody's project."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    for words in (["init"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    return folder

@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -400,3 +401,11 @@ def test_without_mpb_asking_for_it_is_one_line_and_writes_nothing(interpreter, o
         assert run_data_gen(*asked) == 2
         assert "data-gen: error: MPB cannot be had" in last_line(capsys)
     assert list(tmp_path.iterdir()) == [labelled]
+
+
+def test_the_commit_is_the_packages_own_or_unknown(other_repository, monkeypatch):
+    assert re.fullmatch("[0-9a-f]{40}|unknown", generation._commit())
+    monkeypatch.setattr(generation, "__file__", str(other_repository / "generation.py"))
+    assert generation._commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert generation._commit() == "unknown"
