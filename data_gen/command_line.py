@@ -16,7 +16,7 @@ import jsonargparse
 
 Command = Callable[..., Any] | str
 Commands = Mapping[str, "Command | Commands"]
-_BAD_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+_FOR_THE_USER_TO_MEND = (ValueError, OSError)
 
 
 def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,8 @@ def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> 
         argv: arguments after the program's name; those of this process where not given.
 
     Returns:
-        Exit status: 0, 2 for bad input, 130 for an interrupt, and 1 for any other failure.
+        Exit status: 0, 2 for bad input or a place that cannot be read or written (not there, read-only, full), 130 for
+        an interrupt, and 1 for any other failure.
 
     Raises:
         SystemExit: after `--help` and `--version` (status 0), and on arguments that do not parse (status 2).
@@ -146,6 +147,7 @@ def _report(program: str, error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print(f"{program}: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
-    kind = "" if str(error) and isinstance(error, (*_BAD_INPUT, OSError, RuntimeError)) else f"{type(error).__name__}: "
+    speaks_for_itself = str(error) and isinstance(error, (*_FOR_THE_USER_TO_MEND, RuntimeError))
+    kind = "" if speaks_for_itself else f"{type(error).__name__}: "
     print(f"{program}: error: {kind}{_one_line(str(error))}", file=sys.stderr)
-    return 2 if isinstance(error, _BAD_INPUT) else 1
+    return 2 if isinstance(error, _FOR_THE_USER_TO_MEND) else 1

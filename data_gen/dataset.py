@@ -5,6 +5,7 @@ One netCDF-4/HDF5 file, which plain h5py and plain xarray read. Each `Variable` 
 
 import contextlib
 import fcntl
+import io
 import itertools
 import math
 import os
@@ -26,7 +27,7 @@ SCHEMA_VERSION = 1
 SAMPLES_PER_BLOCK = 256
 STATUS_SOLVED, STATUS_FAILED = 0, 1
 REQUIRED = ("epsilon", "epsilon_mean", "status")
-SEALED = "sealed"
+SEALED = "sealed"  # group that says so: what plain xarray reads and writes again is another file, and has none
 MOST_COMPRESSED = 1032  # deflate makes nothing smaller by more
 PROVENANCE = ("family", "seed", "resolution", "lattice", "schema_version", "package_version")
 
@@ -85,16 +86,17 @@ def write_dataset(
     Raises:
         OSError: if the file cannot be written.
     """
-    with replaced_when_complete(path) as partial:
-        with h5netcdf.File(partial, "w") as file:
+    with new_hdf5_file(path) as target:
+        with h5netcdf.File(target, "w") as file:
             file.dimensions["sample"] = samples
             for name, value in fixed.items():
                 _create(file, name, VARIABLES[name], value.shape)[...] = value
             _fill(file, blocks, samples, variables)
             for name, attribute in attributes.items():
                 file.attrs[name] = attribute
-            file.attrs[SEALED] = 1
-        seal(partial)
+            file.create_group(SEALED)
+        if target.error is None:
+            seal(target)
 
 
 def _fill(
@@ -205,8 +207,11 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 @contextlib.contextmanager
 def replaced_when_complete(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.
+
+    The name is always the same, so that what a killed process has left is overwritten by the next.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     try:
         yield partial
         with open(partial, "rb+") as file:
@@ -215,8 +220,52 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
+    except OSError as error:
+        if error.errno:
+            error.filename = error.filename or str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _PatientFile(io.FileIO):
+    """A new file that HDF5 can write to whatever happens: the first error is kept in `error`, and nothing comes after.
+
+    HDF5 does not survive a write that fails, as on a full disk: the interpreter crashes when the file is closed.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            while self.error is None and len(left):  # what finds little room is written in part
+                left = left[super().write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+
+@contextlib.contextmanager
+def new_hdf5_file(path: Path) -> Iterator[_PatientFile]:
+    """Give a file for HDF5 to write, which is put in place of `path` as by `replaced_when_complete`.
+
+    Raises:
+        OSError: if something could not be written.
+    """
+    with replaced_when_complete(path) as partial, _PatientFile(partial) as file:
+        yield file
+        if file.error is not None:
+            raise file.error
 
 
 def open_dataset(path: str | Path) -> xr.Dataset:
@@ -238,16 +287,17 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         raise FileNotFoundError(f"no dataset file at {path}")
     sealed = check_seal(path)
     try:
-        h5py.File(path).close()  # h5netcdf prints a traceback where this fails
+        with h5py.File(path) as file:  # h5netcdf prints a traceback where this fails
+            cut = SEALED in file and not sealed
         dataset = xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", cache=False)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a dataset file: it is damaged or of another kind ({_one_line(error)})"
         ) from None
     try:
-        _validate(path, dataset)
-        if SEALED in dataset.attrs and not sealed:
+        if cut:
             raise ValueError(f"{path} was cut or changed after it was written: its seal is missing")
+        _validate(path, dataset)
         _check_stored(path, dataset)
         solved = _solved(path, dataset)
     except Exception as error:
@@ -262,7 +312,6 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             if name not in dataset.indexes
         }
     )
-    dataset.attrs.pop(SEALED, None)  # of this file, not of what is made from it
     return dataset
 
 

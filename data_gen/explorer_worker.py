@@ -23,7 +23,7 @@ from data_gen.dos import scaled_frequencies
 from data_gen.generation import label_provenance
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import SymmetryPath, basis_vectors, symmetry_path, wavevector_grid
-from data_gen.messages import read_message, write_message
+from data_gen.messages import end_with_parent, read_message, write_message
 from data_gen.plane_groups import PLANE_GROUPS, point_group
 from data_gen.solvers import solver_module
 from data_gen.solvers.equivalence import equivalence
@@ -216,12 +216,13 @@ def answer(task: str, cell: str) -> Answer:
     try:
         return catalogue() if task == "catalogue" else TASKS[task](ChosenCell(**json.loads(cell)))
     except Exception as error:
-        kind = "" if isinstance(error, (ValueError, RuntimeError)) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, (ValueError, RuntimeError, OSError)) else f"{type(error).__name__}: "
         return {"error": kind + " ".join(str(error).split())}
 
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what anything prints goes to standard error, never between two answers
     with one_thread(), contextlib.suppress(BrokenPipeError):

@@ -160,7 +160,7 @@ def generate(
     Raises:
         ValueError: if an argument is out of its range, or `out` belongs to a run of other settings.
         RuntimeError: if cells failed; the file is there and its `status` says which.
-        OSError: if the file or its shards cannot be written.
+        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
     """
     if keep_bands and bands is None:
         bands = BANDS
@@ -235,10 +235,17 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
     )
     try:
         return arrays | solve(fine)
-    except SolverError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, SolverError) and not _out_of_memory(error):
+            raise
         if len(cells) > 1:
             return join([compute_chunk(plan, index, index + 1) for index in range(start, stop)])
-        return failed_cell(plan, start, str(error))
+        return failed_cell(plan, start, str(error) if isinstance(error, SolverError) else f"out of memory: {error}")
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # Where there is no GPU in question, torch raises no error of a class of its own.
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def failed_cell(plan: Plan, index: int, message: str) -> dict[str, np.ndarray]:
@@ -311,8 +318,13 @@ def _is_finished(out: Path, attributes: dict[str, Any]) -> bool:
 
 
 def _commit() -> str:
-    """Return the commit of the checkout that the package runs from, or "unknown" outside of one."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return git.stdout.strip() or "unknown"
+    """Return the commit of the checkout that the package runs from, or "unknown" outside of one.
+
+    This file is asked for too, as the package may be installed in a folder of somebody else's repository.
+    """
+    here = Path(__file__)
+    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -24,8 +24,8 @@ from data_gen.dataset import (
     STATUS_SOLVED,
     VARIABLES,
     Variable,
+    new_hdf5_file,
     open_dataset,
-    replaced_when_complete,
     write_dataset,
 )
 from data_gen.dos import scaled_frequencies
@@ -125,7 +125,7 @@ def export_legacy(file: Path, /, *, out: Path) -> None:
                 raise ValueError(f"the published trainer knows no family {key[0]}; give `out` a file name")
             out = out / _TRAINER_NAMES[key]
         solved = np.flatnonzero(dataset["status"].values == STATUS_SOLVED)
-        with replaced_when_complete(out) as partial, h5py.File(partial, "w") as target:
+        with new_hdf5_file(out) as new, h5py.File(new, "w") as target:
             target["universal/rvecs"] = np.eye(2)
             number = 0
             for start in range(0, len(solved), SAMPLES_PER_BLOCK):

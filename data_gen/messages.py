@@ -2,11 +2,17 @@
 
 A message is a little-endian 64-bit length and a numpy `.npz` archive of that many bytes; nothing is pickled. This
 module imports nothing but numpy, so that the interpreter that has MPB reads it too.
+
+Processes that were started to work for another one end with it, however it ends: see `end_with_parent`.
 """
 
 import io
+import multiprocessing
+import os
+import select
 import struct
 import subprocess
+import threading
 from collections.abc import Sequence
 from typing import IO, Any, cast
 
@@ -39,7 +45,8 @@ class Peer:
     """A process that answers messages on its standard input with messages on its standard output.
 
     Args:
-        command: program and arguments; it is expected to end when its standard input does.
+        command: program and arguments; it is expected to call `end_with_parent`, and to end when its standard input
+            does.
         options: as for `subprocess.Popen`.
     """
 
@@ -59,3 +66,23 @@ class Peer:
         """End the process."""
         self.process.kill()
         self.process.communicate()
+
+
+def end_with_parent() -> None:
+    """Let this process end when the one that started it has: a `Peer`, or a process of `multiprocessing`.
+
+    Both hold one end of a pipe, which closes whatever happens to the process at its other end, even before this is
+    called. (Linux can send a signal instead, but sends it when the *thread* that started the process ends.)
+    """
+    threading.Thread(target=_end_after_parent, daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    else:
+        hang_up = select.poll()
+        hang_up.register(0, 0)  # of no event but that the other end was closed, which is always told
+        hang_up.poll()
+    os._exit(1)

@@ -6,6 +6,7 @@ comes after its own end. Chunks are left out, so that a large file is opened wit
 """
 
 import hashlib
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,18 +17,17 @@ _MARK = b"\x89sealed by data_gen\n"
 _TAIL = 32 + 8 + len(_MARK)
 
 
-def seal(path: Path) -> None:
-    """Put the seal at the end of a file that is complete."""
+def seal(content: FileIO) -> None:
+    """Put the seal at the end of a file that is complete, and open for reading and writing."""
     places: list[tuple[int, int]] = []
-    with h5py.File(path) as file:
+    with h5py.File(content, "r") as file:
         for entry in file.values():
             if isinstance(entry, h5py.Dataset) and entry.chunks:
                 entry.id.chunk_iter(lambda chunk: places.append((chunk.byte_offset, chunk.byte_offset + chunk.size)))
     chunks = np.array(sorted(places), dtype="<i8").reshape(-1, 2)
-    with path.open("rb+") as content:
-        digest = _digest(content, chunks, content.seek(0, 2))
-        content.seek(0, 2)
-        content.write(chunks.tobytes() + digest + len(chunks).to_bytes(8, "little") + _MARK)
+    digest = _digest(content, chunks, content.seek(0, 2))
+    content.seek(0, 2)
+    content.write(chunks.tobytes() + digest + len(chunks).to_bytes(8, "little") + _MARK)
 
 
 def check_seal(path: Path) -> bool:
@@ -53,7 +53,7 @@ def check_seal(path: Path) -> bool:
     raise ValueError(f"{path} is damaged: it is not the file that was sealed")
 
 
-def _digest(content: BinaryIO, chunks: np.ndarray, end: int) -> bytes:
+def _digest(content: BinaryIO | FileIO, chunks: np.ndarray, end: int) -> bytes:
     """Return the SHA-256 of the places of chunks, and of all bytes before `end` that are in none."""
     found = hashlib.sha256(chunks.tobytes())
     edges = [0, *chunks.ravel().tolist(), end]

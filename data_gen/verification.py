@@ -40,9 +40,9 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
         The deviations that are printed, by name.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        FileNotFoundError: if there is no such file, or MPB cannot be had.
         ValueError: if it is not a labelled dataset file, or has fewer solved cells than `samples`.
-        RuntimeError: if a deviation is beyond its tolerance, or MPB cannot be had.
+        RuntimeError: if a deviation is beyond its tolerance.
     """
     with open_dataset(file) as dataset:
         if "dos" not in dataset:

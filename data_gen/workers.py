@@ -112,7 +112,10 @@ def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
         if scheduler is None:
             scheduler = stack.enter_context(
                 LocalCluster(
-                    n_workers=workers, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    dashboard_address="127.0.0.1:0",  # a free port: none is fixed, for other runs have theirs
+                    silence_logs=logging.CRITICAL,
                 )
             )
         try:

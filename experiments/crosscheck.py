@@ -10,8 +10,6 @@ one is beyond its tolerance.
 
 import argparse
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +23,7 @@ from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.solvers import mpb, rbme
 from data_gen.unit_cells import unit_cell_family
 from data_gen.verification import FREQUENCY_TOLERANCE, SMALLEST_FREQUENCY
+from experiments.processes import process_pool
 
 RESULT = Path("experiments/results/crosscheck.txt")
 FAMILIES = (
@@ -55,7 +54,6 @@ class Check(NamedTuple):
 
 def solvers_agree(family: str, plane_group: str | None, polarization: str, cells: int, seed: int) -> Check:
     """Compare frequencies of the two solvers on random cells."""
-    torch.set_num_threads(1)
     drawn = unit_cell_family(family, plane_group)
     settings = {
         "bands": BANDS,
@@ -97,7 +95,6 @@ def tight_binding() -> Check:
 
 def brute_force(family: str, polarization: str, cells: int, seed: int, n: int = 301) -> Check:
     """Compare default labels with a plain sum of Gaussians over all states of a fine grid, in the label's metric."""
-    torch.set_num_threads(1)
     settings = LabelSettings(polarization=polarization)
     worst = Check("", "", -1.0, 1.5e-3)
     for index in range(cells):
@@ -191,7 +188,7 @@ def _gap(name: str, found: tuple[float, float], expected: tuple[float, float]) -
 
 def checks(cells: int, seed: int, processes: int) -> Iterator[Check]:
     """Yield all lines of the table."""
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with process_pool(processes) as pool:
         waiting = [pool.submit(brute_force, name, pol, 3, seed) for name in ("blob", "gpm") for pol in ("tm", "te")]
         if mpb.is_available():
             waiting += [

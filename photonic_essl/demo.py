@@ -90,12 +90,14 @@ def _compare(out: Path, test: Path) -> None:
 
 
 def _data_gen(*words: object) -> None:
-    """Run a command of data-gen, as a user would, in a process of its own."""
+    """Run a command of data-gen, as a user would, in a process of its own that ends with this one."""
     arguments = [str(word) for word in words]
     print(f"$ data-gen {shlex.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, "-m", "data_gen.cli", *arguments], check=False)
-    if done.returncode:
-        raise RuntimeError(f"data-gen {arguments[0]} failed with status {done.returncode}")
+    program = "from data_gen.messages import end_with_parent; end_with_parent(); from data_gen.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE) as process:
+        status = process.wait()
+    if status:
+        raise RuntimeError(f"data-gen {arguments[0]} failed with status {status}")
 
 
 def _has_mpb() -> bool:

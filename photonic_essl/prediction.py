@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import h5netcdf
 import numpy as np
 import xarray as xr
+from xarray.backends import H5NetCDFStore
 
+from data_gen.dataset import new_hdf5_file
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import make_network
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
@@ -60,6 +63,7 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
     Raises:
         FileNotFoundError: if the model or the file is missing, or the folder to write to.
         ValueError: if they are of another kind or do not fit each other.
+        OSError: if the file cannot be written; one that was there stays as it is.
     """
     if Path(data).suffix == ".npy":
         epsilon = read_array(Path(data))
@@ -71,7 +75,8 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
         found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
     if not Path(out).parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
-    found.to_netcdf(out, engine="h5netcdf")
+    with new_hdf5_file(Path(out)) as new, h5netcdf.File(new, "w") as file:
+        found.dump_to_store(H5NetCDFStore(file))
     print(f"Predictions for {found.sizes.get('sample', 1)} cells written to {out}.")
     return found
 

@@ -1,3 +1,7 @@
+import contextlib
+import resource
+import subprocess
+
 import hypothesis
 import pytest
 import torch
@@ -29,3 +33,43 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 KB at `tmp_path / "disk"`; calling it with "size=30m" or "ro" makes it larger, or read-only."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield lambda option: subprocess.run(["mount", "-o", f"remount,{option}", disk], check=True)
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def files_up_to():
+    """Lets no file of this process grow larger than so many bytes, in a `with` block."""
+
+    @contextlib.contextmanager
+    def limited(size):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return limited
+
+
+@pytest.fixture
+def other_repository(tmp_path):
+    """A folder that is no part of the repository that it lies in, as an environment in somebody's project."""
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    for words in (["init"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    return folder

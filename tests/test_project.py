@@ -1,8 +1,10 @@
-"""What holds of the project as a whole: its packages, its imports, its types and its words."""
+"""What holds of the project as a whole: its packages, its imports, its types, its words, what is installed of it."""
 
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,32 @@ def test_a_wrong_order_of_axes_is_noticed_wherever_tests_run():
     velocity = torch.zeros(1, 4, 2, 3, dtype=torch.float64)  # (sample, k, axis, band) in place of (…, band, axis)
     with pytest.raises(TypeCheckError, match="group_velocity"):
         bend(velocity, 2, np.eye(2))
+
+
+UNPACKED_SOURCE = """
+import tarfile
+from setuptools import build_meta
+
+with tarfile.open(build_meta.build_sdist(".")) as archive:
+    archive.extractall("unpacked", filter="data")
+"""
+WHEEL = "from setuptools import build_meta; build_meta.build_wheel('.')"
+
+
+def test_a_wheel_made_from_the_source_distribution_holds_every_file_of_the_packages(tmp_path):
+    listed = subprocess.run(["git", "ls-files", "data_gen", "photonic_essl"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("needs a checkout")
+    pytest.importorskip("setuptools")
+    unneeded = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs", "site")
+    source = shutil.copytree(ROOT, tmp_path / "source", ignore=unneeded)
+    subprocess.run([sys.executable, "-c", UNPACKED_SOURCE], cwd=source, check=True, capture_output=True)
+    (unpacked,) = (source / "unpacked").iterdir()
+    assert (unpacked / "LICENSE").exists()
+    subprocess.run([sys.executable, "-c", WHEEL], cwd=unpacked, check=True, capture_output=True)
+    (wheel,) = unpacked.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert held == set(listed.stdout.split())
 
 
 @pytest.mark.slow

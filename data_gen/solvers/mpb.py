@@ -33,7 +33,7 @@ MISSING = (
 )
 
 
-class MPBUnavailableError(RuntimeError):
+class MPBUnavailableError(FileNotFoundError):
     """No interpreter on this machine imports `meep.mpb`."""
 
 
@@ -80,7 +80,7 @@ def interpreter() -> str:
     for candidate in [named] if named else [sys.executable, conda, "/usr/bin/python3"]:
         try:
             Worker(candidate).close()
-        except (MPBUnavailableError, OSError):
+        except OSError:
             continue
         return candidate
     raise MPBUnavailableError(MISSING)

@@ -19,7 +19,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 sys.path = [os.path.dirname(FOLDER), *(entry for entry in sys.path if entry != FOLDER)]
 
 import numpy as np  # noqa: E402
-from messages import read_message, write_message  # type: ignore[import-not-found]  # noqa: E402
+from messages import end_with_parent, read_message, write_message  # type: ignore[import-not-found]  # noqa: E402
 
 del sys.path[0]
 
@@ -215,6 +215,7 @@ def solve(meep: Any, mpb: Any, request: Arrays) -> Arrays:
 
 def main() -> None:
     """Answer requests until standard input ends."""
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # MPB's banners and progress go to standard error, never between two answers
     try:

@@ -11,14 +11,11 @@ at few wavevectors, are compared by `make crosscheck`. Writes experiments/result
 import argparse
 import json
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-
-import torch
 
 from data_gen.generation import generate
 from data_gen.verification import verify
+from experiments.processes import process_pool
 
 RESULT = Path("experiments/results/agreement.json")
 FAMILIES = ("blob", "gpm", "p1", "rods")
@@ -26,7 +23,6 @@ FAMILIES = ("blob", "gpm", "p1", "rods")
 
 def agreement(family: str, polarization: str, cells: int, seed: int) -> dict[str, float]:
     """Return what `verify` finds on that many cells."""
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cells.h5"
         published = {"k_points": 25, "bands": 10, "smoothing": "published", "polarization": polarization}
@@ -42,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     jobs = [(family, polarization, arguments.cells) for polarization in ("tm", "te") for family in FAMILIES]
     table: dict = {"seed": arguments.seed, "agreement": {}}
-    with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
+    with process_pool(arguments.processes) as pool:
         waiting = {job: pool.submit(agreement, *job, arguments.seed) for job in jobs}
         for (family, polarization, cells), found in waiting.items():
             table["agreement"][f"{family} {polarization}"] = {"cells": cells, **found.result()}

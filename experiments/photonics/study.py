@@ -11,11 +11,10 @@ import argparse
 import contextlib
 import fcntl
 import itertools
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from experiments.photonics.datasets import CONVERGED, DatasetPlan, load_plan, ma
 from experiments.photonics.estimate import estimate
 from experiments.photonics.table import add_row, identity, read_rows
 from experiments.photonics.trials import RECIPES, SUPERVISED, Trial, remove_checkpoints, run_trial
+from experiments.processes import process_pool
 
 TABLE = Path("experiments/results/few_label_study.csv")
 RUNS = Path("runs/study")
@@ -113,8 +113,7 @@ def run_study(study: Study, wanted: Sequence[Trial], processes: int = 1) -> None
         for group in groups:
             run_group(study, group)
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with process_pool(processes) as pool:
         for future in as_completed([pool.submit(run_group, study, group) for group in groups]):
             future.result()
 

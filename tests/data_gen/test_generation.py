@@ -1,19 +1,26 @@
 import functools
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from distributed import LocalCluster
 
 import data_gen
 from data_gen import generation
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
+from data_gen.dataset import replaced_when_complete
 from data_gen.shards import open_shards
+from data_gen.solvers import mpb
 from data_gen.solvers.contract import ConvergenceError
 from data_gen.workers import run_chunks
 
@@ -40,6 +47,15 @@ def test_a_labelled_file_holds_cells_labels_parameters_and_how_it_was_made(tmp_p
         density = data_gen.density_of_states(bands, epsilon_mean=cell.mean())
         np.testing.assert_allclose(dataset["dos"][2], density, rtol=1e-5, atol=1e-5)
     assert not out.with_name("a.h5.part").exists()
+
+
+def last_line(capsys):
+    """Return the only line of standard error but for the progress bar."""
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    lines = [line for line in error.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line]
+    assert len(lines) == 1, error
+    return lines[0]
 
 
 @pytest.mark.mpb
@@ -74,6 +90,74 @@ def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path)
     subprocess.run([*command, "--out", killed, "--workers", "1"], check=True, capture_output=True)
     assert killed.read_bytes() == calm
     assert not shards.exists()
+
+
+def test_the_file_is_the_same_for_one_two_and_four_workers(tmp_path):
+    kinds = {
+        "labelled": {"samples": 100, "k_points": 5, "bands": 6, "resolution": 8},
+        "unlabelled": {"samples": 1600, "unlabelled": True, "resolution": 8},
+    }  # four chunks each
+    for kind, options in kinds.items():
+        data_gen.generate("rods", out=tmp_path / f"{kind}-1.h5", workers=1, **options)
+    with LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        for workers in (4, 2):
+            cluster.scale(workers)
+            while len(cluster.scheduler_info["workers"]) != workers:
+                time.sleep(0.05)
+            for kind, options in kinds.items():
+                out = tmp_path / f"{kind}-{workers}.h5"
+                data_gen.generate("rods", out=out, scheduler=cluster.scheduler_address, **options)
+                assert out.read_bytes() == (tmp_path / f"{kind}-1.h5").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(small_disk, tmp_path, capsys):
+    words = ["generate", "rods", "--samples", 1024, "--resolution", 8, "--unlabelled", "--workers", 1]
+    full, roomy = tmp_path / "disk" / "a.h5", tmp_path / "a.h5"
+    assert run_data_gen(*words, "--out", full) == 2
+    assert "No space left on device" in last_line(capsys)
+    shards = sorted(full.with_name("a.h5.part").glob("*.shard"))
+    assert [shard.name for shard in shards] == ["cells-000000000-000000512.shard"]
+    assert not list(tmp_path.rglob("*.partial"))
+    small_disk("size=30m")
+    assert run_data_gen(*words, "--out", full) == 0
+    assert run_data_gen(*words, "--out", roomy) == 0
+    assert full.read_bytes() == roomy.read_bytes()
+
+
+def test_no_room_for_the_file_leaves_its_shards(files_up_to, tmp_path, capsys):
+    out, calm = tmp_path / "a.h5", tmp_path / "calm.h5"
+    words = ["generate", "rods", "--workers", 1, *LABELLED]
+    assert run_data_gen(*words, "--out", calm) == 0
+    capsys.readouterr()
+    with files_up_to(calm.stat().st_size - 1):  # the shard is smaller: it holds no dimensions
+        assert run_data_gen(*words, "--out", out) == 2
+    assert "large" in last_line(capsys).lower()
+    assert list(out.with_name("a.h5.part").glob("*.shard"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5.part", "calm.h5"]
+    assert run_data_gen(*words, "--out", out) == 0
+    assert out.read_bytes() == calm.read_bytes()
+
+
+def test_a_read_only_disk_is_one_line(small_disk, tmp_path, capsys):
+    small_disk("ro")
+    for name in ("a.h5", "folder/a.h5"):
+        words = ["--out", tmp_path / "disk" / name, "--samples", 2, "--unlabelled"]
+        assert run_data_gen("generate", "rods", *words) == 2
+        assert "Read-only file system" in last_line(capsys)
+
+
+def test_what_a_killed_writer_left_is_overwritten(tmp_path):
+    killed = (
+        "import os, sys, pathlib; from data_gen.dataset import replaced_when_complete\n"
+        "with replaced_when_complete(pathlib.Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half')\n    os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "a.h5"
+    subprocess.run([sys.executable, "-c", killed, path], check=False)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["half"]
+    with replaced_when_complete(path) as partial:
+        partial.write_text("whole")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_cluster_of_two_workers_by_address_makes_the_same_file(tmp_path):
@@ -141,13 +225,25 @@ def test_no_scheduler_at_an_address_is_one_line(tmp_path, capsys):
     assert "no dask scheduler at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
 
 
-def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(tmp_path, monkeypatch, capsys):
+def not_converging():
+    raise ConvergenceError("no convergence")
+
+
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        (not_converging, "no convergence"),
+        (lambda: np.ones(2**50), "out of memory: Unable to allocate 8.00 PiB"),
+        (lambda: torch.empty(2**50), "out of memory: [enforce fail"),
+    ],
+)
+def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(fails, message, tmp_path, monkeypatch, capsys):
     label_cells = generation.label_cells
     guilty = data_gen.unit_cells.unit_cell_family("rods").draw(0, 1, 16).epsilon
 
     def stubborn(cells, **settings):
         if any(np.array_equal(cell, guilty) for cell in cells):
-            raise ConvergenceError("no convergence")
+            fails()
         return label_cells(cells, **settings)
 
     monkeypatch.setattr(generation, "label_cells", stubborn)
@@ -156,7 +252,7 @@ def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(tmp_path,
     assert "1 of 3 cells failed" in capsys.readouterr().err
     with data_gen.open_dataset(out) as dataset:
         assert dataset["status"].values.tolist() == [0, 1, 0]
-        assert b"seed 0, index 1: no convergence" in dataset["error_message"].values[1]
+        assert f"seed 0, index 1: {message}".encode() in dataset["error_message"].values[1]
         assert np.isnan(dataset["dos"].values[1]).all()
         assert np.isfinite(dataset["dos"].values[[0, 2]]).all()
 
@@ -232,8 +328,8 @@ def test_a_shard_that_is_damaged_in_between_is_named(tmp_path, monkeypatch):
 def test_an_unwritable_folder_gets_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     status = run_data_gen("generate", "rods", "--out", tmp_path / "file" / "a.h5", "--samples", 2, "--unlabelled")
-    assert status != 0
-    assert capsys.readouterr().err.count("\n") == 1
+    assert status == 2
+    assert "Not a directory" in last_line(capsys)
 
 
 def test_info_and_preview(tmp_path, capsys):
@@ -267,3 +363,61 @@ def test_unlabelled_files_have_no_dos(tmp_path):
         assert "dos" not in dataset
         assert dataset["epsilon"].dtype == np.float32
     assert os.path.getsize(out) < 100_000
+
+
+FAKE_MPB = """#!{python}
+import os, signal, sys
+sys.path.insert(0, {folder!r})
+from messages import read_message, write_message
+write_message(sys.stdout.buffer, version="0, a fake")
+read_message(sys.stdin.buffer)
+os.kill(os.getpid(), signal.SIGSEGV)
+"""
+
+
+@pytest.fixture
+def other_mpb(monkeypatch):
+    """Takes an interpreter for MPB's, in place of that which is there."""
+
+    def use(interpreter):
+        monkeypatch.setenv("MEEP_PYTHON", str(interpreter))
+        monkeypatch.setattr(mpb, "_worker", None)
+        mpb.interpreter.cache_clear()
+
+    yield use
+    mpb.interpreter.cache_clear()
+
+
+def test_an_mpb_that_crashes_costs_the_cells_that_it_crashes_on(other_mpb, tmp_path, capsys):
+    fake = tmp_path / "fake"
+    fake.write_text(FAKE_MPB.format(python=sys.executable, folder=str(Path(data_gen.__file__).parent)))
+    fake.chmod(0o755)
+    other_mpb(fake)
+    out = tmp_path / "a.h5"
+    assert run_data_gen("generate", "rods", "--out", out, "--solver", "mpb", "--workers", 1, *LABELLED) == 1
+    assert "3 of 3 cells failed" in last_line(capsys)
+    with data_gen.open_dataset(out) as dataset:
+        assert dataset["status"].values.tolist() == [1, 1, 1]
+        assert b"index 2: cell 0: MPB's process died (exit status -11)" in dataset["error_message"].values[2]
+        assert np.isfinite(dataset["epsilon"]).all()
+
+
+@pytest.mark.parametrize("interpreter", ["/no/such/interpreter", shutil.which("false"), sys.executable])
+def test_without_mpb_asking_for_it_is_one_line_and_writes_nothing(interpreter, other_mpb, tmp_path, capsys):
+    other_mpb(interpreter)
+    labelled = tmp_path / "rbme.h5"
+    assert run_data_gen("generate", "rods", "--out", labelled, "--workers", 1, *LABELLED) == 0
+    capsys.readouterr()
+    words = ["generate", "rods", "--out", tmp_path / "mpb.h5", "--solver", "mpb", "--workers", 1, *LABELLED]
+    for asked in (words, ["verify", labelled, "--samples", 1]):
+        assert run_data_gen(*asked) == 2
+        assert "data-gen: error: MPB cannot be had" in last_line(capsys)
+    assert list(tmp_path.iterdir()) == [labelled]
+
+
+def test_the_commit_is_the_packages_own_or_unknown(other_repository, monkeypatch):
+    assert re.fullmatch("[0-9a-f]{40}|unknown", generation._commit())
+    monkeypatch.setattr(generation, "__file__", str(other_repository / "generation.py"))
+    assert generation._commit() == "unknown"
+    monkeypatch.setenv("PATH", "")
+    assert generation._commit() == "unknown"

@@ -97,7 +97,7 @@ def test_export_into_a_folder_takes_the_trainers_name(tmp_path):
         (lambda path: _edit(path, lambda file: file["unitcell/mpbepsimage"].move("4", "four")), "holds 'four'"),
         (
             lambda path: _edit(path, lambda file: _replace(file, "unitcell/mpbepsimage/2", np.zeros((32, 32)))),
-            "its cells must be positive images (x, y)",
+            "its images and their means must be positive",
         ),
         (lambda path: path.unlink(), "no file at"),
     ],

@@ -78,6 +78,16 @@ def test_predict_writes_a_file(finished, unlabelled, tmp_path):
         predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
 
 
+def test_no_room_for_predictions_is_said_and_leaves_those_that_were_there(
+    finished, unlabelled, labelled, files_up_to, tmp_path
+):
+    before = predict(finished, labelled, tmp_path / "predictions.nc")
+    with files_up_to(10_000), pytest.raises(OSError, match=r"File too large: '.*predictions.nc'"):
+        predict(finished, unlabelled, tmp_path / "predictions.nc")
+    np.testing.assert_array_equal(xr.load_dataset(tmp_path / "predictions.nc")["dos"], before["dos"])
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.nc"]
+
+
 def test_a_prediction_is_the_mean_over_symmetric_copies(finished):
     model, cell = load_regressor(finished), np.random.default_rng(0).uniform(1, 20, (32, 32)).astype("f4")
     copies = [turned[::step] for turned in map(np.rot90, [cell] * 4, range(4)) for step in (1, -1)]

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -11,9 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import tqdm.std
 from safetensors.torch import load_file
 
+from data_gen.command_line import run
 from photonic_essl import distributed, training
+from photonic_essl.cli import COMMANDS
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
 from photonic_essl.metrics import empty_lattice, relative_error
@@ -117,6 +121,70 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_
     pretrain(unlabelled, tmp_path / "whole", **settings)
     assert same(weights(killed), weights(tmp_path / "whole"))
     assert len(json.loads((killed / "run.json").read_text())["sittings"]) == 2
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(finished, unlabelled, labelled, files_up_to, tmp_path, capsys):
+    asked = ("pretrain", "--data", unlabelled, "--out", tmp_path / "run", "--probe", labelled, "--probe-every", 1)
+    small = ("--epochs", 2, "--batch-size", 8, "--device", "cpu", "--no-progress")
+    words = [str(word) for word in (*asked, *small)]
+    with files_up_to(20_000):
+        assert run("photonic-essl", COMMANDS, words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "photonic-essl: error: [Errno 27] File too large" in error
+    assert run("photonic-essl", COMMANDS, words) == 0
+    assert same(weights(tmp_path / "run"), weights(finished))
+
+
+def failing_at(step, error):
+    """Return a step of pre-training that fails at one of them."""
+    whole = Pretraining.losses
+
+    def losses(self, rows, generator):
+        if self.global_step == step:
+            raise error
+        return whole(self, rows, generator)
+
+    return losses
+
+
+def test_a_gpu_that_disappears_is_one_line_and_the_run_goes_on(
+    finished, unlabelled, labelled, tmp_path, monkeypatch, capsys
+):
+    lost = RuntimeError("CUDA error: device not ready\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.\n")
+    monkeypatch.setattr(Pretraining, "losses", failing_at(4, lost))
+    asked = ("pretrain", "--data", unlabelled, "--out", tmp_path / "run", "--probe", labelled, "--probe-every", 1)
+    words = [str(word) for word in (*asked, "--epochs", 2, "--batch-size", 8, "--no-progress", "--device")]
+    assert run("photonic-essl", COMMANDS, [*words, "cpu"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("photonic-essl: error: CUDA error: device not ready")
+    assert error.count("\n") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("photonic-essl", COMMANDS, [*words, "gpu"]) == 2
+    error = capsys.readouterr().err
+    assert error == "photonic-essl: error: `device` is gpu, but torch finds no CUDA device here.\n"
+    pretrain(unlabelled, tmp_path / "run", probe=labelled, probe_every=1, **SMALL)
+    assert same(weights(tmp_path / "run"), weights(finished))
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(finished, unlabelled, labelled, tmp_path, monkeypatch):
+    backwards = itertools.count(2e9, -3600)
+    for module in (time, tqdm.std):
+        monkeypatch.setattr(module, "time", lambda: next(backwards))
+    settings = {**SMALL, "progress": True, "probe": labelled, "probe_every": 1}
+    out = tmp_path / "run"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Pretraining, "losses", failing_at(4, KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(unlabelled, out, **settings)
+    for file in out.rglob("*"):
+        os.utime(file, (4e9, 4e9))  # it has come from the future
+    pretrain(unlabelled, out, **settings)
+    assert same(weights(out), weights(finished))
+    record = json.loads((out / "run.json").read_text())
+    assert record["seconds"] > 0
+    assert len(record["sittings"]) == 2
 
 
 def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, unlabelled, labelled, tmp_path):
