@@ -378,8 +378,8 @@ class _Checked:
             values = self.variable[key].values
         except Exception as error:  # what HDF5 raises names neither the file nor the variable
             raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
-        of_samples = self.solved is not None and self.variable.dims[:1] == ("sample",)
-        if of_samples and values.dtype.kind == "f" and not np.isfinite(values[self.solved[key[0]]]).all():
+        checked = values.dtype.kind == "f" and self.variable.dims[:1] == ("sample",)
+        if checked and self.solved is not None and not np.isfinite(values[self.solved[key[0]]]).all():
             raise ValueError(
                 f"{self.path}: `{self.name}` holds numbers that are not finite in samples that count as solved"
             )
