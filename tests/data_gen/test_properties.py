@@ -94,6 +94,7 @@ def test_turned_and_mirrored_cells_have_turned_and_mirrored_bands(problem, mirro
 @given(small_problems(), some.integers(-2, 2), some.integers(-2, 2))
 def test_time_may_run_backwards_and_bands_repeat_from_zone_to_zone(problem, x, y):
     epsilon, k, settings = problem
+    assume(np.abs(k).max() < 0.499)  # a finite mesh tells opposite edges of the zone apart
     here, backwards, elsewhere = (
         exact_frequencies(epsilon, wavevectors, **settings) for wavevectors in (k, -k, k + np.array([x, y]))
     )
