@@ -53,7 +53,7 @@ def problems(draw, resolutions=RESOLUTIONS, polarization=POLARIZATIONS, lattice=
 def small_problems(**given):
     """Cells on so few points that every plane wave is kept, and frequencies are exact.
 
-    For TE their number is odd: on an even one the wave of highest frequency along both axes breaks mirrors, by 1e-6.
+    For TE their number is odd: on an even one the wave of highest frequency along both axes breaks mirrors.
     """
     even = problems(some.sampled_from([4, 6]), some.just("tm"), **given)
     return some.one_of(even, problems(some.just(5), **given))

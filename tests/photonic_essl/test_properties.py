@@ -116,10 +116,11 @@ def test_rescaling_keeps_the_pattern_and_the_range(case, seed, lowest, ratio):
 def test_transformed_copies_of_a_cell_have_one_spectrum_over_the_zone(point_group, rescaled, seed, polarization):
     chosen = group(f"{point_group} * translations" + " * rescaling" * rescaled)
     generator = torch.Generator().manual_seed(seed)
-    cell = 1 + 8 * (torch.rand(1, 1, 8, 8, generator=generator) > 0.5).double()
+    # An odd number of points: on few and even ones, the wave of highest frequency along both axes breaks mirrors in TE.
+    cell = 1 + 8 * (torch.rand(1, 1, 7, 7, generator=generator) > 0.5).double()
     spectra = []
-    for copy_ in (cell, chosen.sample(cell, generator)):
-        epsilon = copy_[0, 0].numpy()
+    for each in (cell, chosen.sample(cell, generator)):
+        epsilon = each[0, 0].numpy()
         bands = data_gen.solve(epsilon, 7, bands=4, polarization=polarization, solver="rbme")
         spectra.append(np.sort(epsilon.mean() ** 0.5 * bands["frequency"].values, axis=0))
     np.testing.assert_allclose(*spectra, rtol=1e-4, atol=1e-6)
