@@ -296,7 +296,10 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         ) from None
     try:
         if cut:
-            raise ValueError(f"{path} was cut or changed after it was written: its seal is missing")
+            raise ValueError(
+                f"{path} was cut or changed in place after it was written: its seal is missing (what was changed on "
+                "purpose is read when xarray has written it to another file)"
+            )
         _validate(path, dataset)
         _check_stored(path, dataset)
         solved = _solved(path, dataset)

@@ -87,5 +87,5 @@ def test_what_is_there_is_not_written_over(tmp_path):
 
 
 def test_a_folder_without_an_encoder_is_refused_for_a_network_of_ones_own(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no saved encoder: there is no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"holds no saved image encoder: there is no config\.json"):
         load_encoder(tmp_path, TINY)
