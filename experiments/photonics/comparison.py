@@ -29,6 +29,7 @@ NAMES = {
     "published": "published recipe",
     "fixed-range": "supervised, ε in its range",
     "surrogate-fixed-range": "surrogate, ε in its range",
+    "all-symmetries": "supervised, all symmetries",
     "mean-pooling": "supervised, mean pooling",
     "squared-loss": "supervised, squared loss",
 }
@@ -50,6 +51,7 @@ PAIRS = [
     ("surrogate", "published"),
     ("fixed-range", "supervised"),
     ("surrogate-fixed-range", "surrogate"),
+    ("all-symmetries", "supervised"),
     ("mean-pooling", "supervised"),
     ("squared-loss", "supervised"),
 ]

@@ -42,6 +42,7 @@ STYLES = {
     "published": ("#44AA99", "h"),
     "fixed-range": ("#888888", "+"),
     "surrogate-fixed-range": ("#888888", "x"),
+    "all-symmetries": ("#888888", "3"),
     "mean-pooling": ("#888888", "1"),
     "squared-loss": ("#888888", "2"),
 }

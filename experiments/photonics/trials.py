@@ -157,22 +157,23 @@ def _pretrain(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[s
 def _train_surrogate(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[str, Any]:
     """Train a regressor on rough labels of the unlabelled cells."""
     out, rough = runs / trial.pretraining_folder, plan.file(data, "unlabelled", ROUGH)
+    settings = {"invariance": plan.invariance} | RECIPES[trial.recipe]["surrogate"]
     finetune(
         rough,
         out,
         labels=len(load_cells(rough, labelled=True)),
         validation=plan.file(data, "validation"),
         encoder=trial.encoder,
-        invariance=plan.invariance,
         seed=trial.pretraining_seed,
         progress=False,
-        **RECIPES[trial.recipe]["surrogate"],
+        **settings,
     )
     record = read_record(out / "run.json")
     return {"pretraining_seconds": record["seconds"], "unlabelled_data": record["settings"]["data"]}
 
 
 def _finetune(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, out: Path, validation: Path) -> Regressor:
+    settings = {"invariance": plan.invariance, "epochs": trial.finetuning_epochs}
     return finetune(
         plan.file(data, "pool", trial.training_labels),
         out,
@@ -180,12 +181,10 @@ def _finetune(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, out: Path
         pretrained=runs / trial.pretraining_folder if trial.pretrains else None,
         validation=validation,
         encoder=trial.encoder,
-        invariance=plan.invariance,
-        epochs=trial.finetuning_epochs,
         seed=trial.pretraining_seed,
         label_seed=trial.label_seed,
         progress=False,
-        **RECIPES[trial.recipe].get("finetune", {}),
+        **settings | RECIPES[trial.recipe].get("finetune", {}),
     )
 
 
