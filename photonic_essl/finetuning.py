@@ -144,9 +144,10 @@ def finetune(
     )
     fit(module, run, callbacks=[best], device=device, precision=precision, progress=progress)
     regressor.load_state_dict(best.weights)
-    regressor.cpu().eval().calibrate(validated_on.epsilon, validated_on.dos)
+    mean, spread = regressor.cpu().eval().mean_and_spread(validated_on.epsilon)
+    regressor.calibration.fit(mean, spread, validated_on.dos)
     regressor.save_pretrained(out)
-    error = relative_error(regressor.predict(validated_on.epsilon[:, 0]), validated_on.dos)
+    error = relative_error(mean, validated_on.dos)
     run.finish(
         steps=module.global_step,
         validation_relative_error=error,

@@ -54,11 +54,8 @@ class Regressor(
         network: nn.Module | None = None,
     ):
         super().__init__()
-        self.invariance, self.polarization, self.lattice = (
-            group(invariance),
-            polarization,
-            torch.tensor(lattice, device="cpu"),
-        )
+        self.invariance, self.polarization = group(invariance), polarization
+        self.lattice = torch.tensor(lattice, device="cpu")
         self.encoder = Encoder(encoder, channels, grid, permittivity_range, network)
         self.head = multilayer([self.encoder.features, *head, PREDICTED], normalise=False)
         self.calibration = Calibration(PREDICTED)
@@ -82,7 +79,7 @@ class Regressor(
         Args:
             epsilon: relative permittivity of one cell, shape `(x, y)`, or of several, `(sample, x, y)`, on the grid
                 that the model was trained on; numpy, torch or xarray.
-            batch_size: cells at a time.
+            batch_size: cells at a time, symmetric copies included.
 
         Returns:
             D/n with dimensions `(frequency)` or `(sample, frequency)`, float32, on the scaled frequencies below 0.96.
@@ -103,13 +100,16 @@ class Regressor(
             epsilon: as for `predict`.
             coverage: share of cells and frequencies, 0.24 < ωn < 0.96, whose true value lies within, for cells like
                 those that the model was validated on; from 0.01 to 0.99.
-            batch_size: cells at a time.
+            batch_size: cells at a time, symmetric copies included.
 
         Returns:
             `dos`, as `predict` gives it, `lowest` and `highest`.
 
         Raises:
             ValueError: as for `predict`; if `coverage` is out of range, or the model was not calibrated.
+
+        Warns:
+            UserWarning: as for `predict`.
         """
         mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
         half = self.calibration.half_width(spread, coverage)
@@ -132,16 +132,12 @@ class Regressor(
         """Return the mean of the predictions for symmetric copies of each cell, and their mean distance from it."""
         means, spreads = [], []
         with evaluating(self):
-            for batch in cells.split(batch_size):
+            for batch in cells.split(max(batch_size // COPIES, 1)):
                 copies = self.invariance.copies(batch.to(self.empty_lattice), COPIES)
-                predicted = torch.stack([self._densities(copy) for copy in copies])
+                predicted = self._densities(copies.flatten(0, 1)).unflatten(0, copies.shape[:2])
                 means.append(predicted.mean(0))
                 spreads.append((predicted - means[-1]).abs().mean(0))
         return torch.cat(means), torch.cat(spreads)
-
-    def calibrate(self, cells: Float[Tensor, "sample channel x y"], dos: Float[Tensor, "sample 400"]) -> None:
-        """Measure on labelled cells that were not trained on how wide intervals have to be."""
-        self.calibration.fit(*self.mean_and_spread(cells), dos)
 
     def check_physics(self, polarization: str | None, lattice: Float[Tensor, "2 2"]) -> None:
         """Refuse cells whose densities of states the model was not trained for.
