@@ -73,6 +73,7 @@ def run_small_study(folder: str) -> None:
     recipes = ["supervised", "e-simclr", "ridge"]
     scale = study.Scale(
         name="smoke",
+        data="smoke",
         datasets=["blob"],
         recipes=recipes,
         encoder="light",
@@ -82,7 +83,8 @@ def run_small_study(folder: str) -> None:
         pretraining_epochs=2,
         finetuning_epochs=4,
     )
-    small = study.Study(Path(folder) / "table.csv", Path(folder), {"blob": plan})
+    runs = Path(folder)
+    small = study.Study(runs / "table.csv", runs, runs / "data", {"blob": plan})
     study.make_datasets(small, scale.name, workers=2)
     study.run_study(small, study.trials(scale, small.plans, recipes), processes=2)
 
@@ -183,17 +185,7 @@ def main() -> None:
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     for name in arguments.commands:
         with tempfile.TemporaryDirectory() as folder:
-            cells = [
-                "generate",
-                "blob",
-                "--out",
-                f"{folder}/unlabelled.h5",
-                "--samples",
-                "64",
-                "--unlabelled",
-                "--workers",
-                "1",
-            ]
+            cells = f"generate blob --out {folder}/unlabelled.h5 --samples 64 --unlabelled --workers 1".split()
             subprocess.run([sys.executable, "-m", "data_gen.cli", *cells], check=True)
             for so_far in shake(name, Path(folder), arguments.kills, arguments.seed):
                 results[name] = {"seed": arguments.seed, **so_far}

@@ -1,15 +1,10 @@
-"""Encoders that are tried against the light one, each with one part changed."""
+"""Encoders that are tried against the light one."""
 
 import torch
 from torch import Tensor, nn
 
-from photonic_essl.encoders import ConvolutionalNetwork, light_network
+from photonic_essl.encoders import light_network
 from photonic_essl.standardisation import FixedRange, ScaleFree
-
-
-def fixed_range(channels: int, grid: tuple[int, int]) -> ConvolutionalNetwork:
-    """Return the light network as it is given ε in its published range, not free of scale."""
-    return light_network(channels, grid)
 
 
 class MeanPooled(nn.Module):
@@ -27,7 +22,3 @@ class MeanPooled(nn.Module):
         epsilon = self.published.lowest + x * (self.published.highest - self.published.lowest)
         maps = self.trunk(self.scale_free(epsilon).contiguous(memory_format=torch.channels_last))
         return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), maps.std((2, 3))], 1))
-
-
-mean_pooling = MeanPooled
-"""Factory of `MeanPooled`, as encoders are named."""

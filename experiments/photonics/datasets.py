@@ -59,7 +59,7 @@ def load_plan(name: str, scale: str) -> DatasetPlan:
         ValueError: if there is no such dataset or scale.
     """
     file = Path(__file__).with_name(f"{name}.yaml")
-    names = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem != "scales")
+    names = sorted(path.stem for path in file.parent.glob("*.yaml") if path.stem not in ("scales", "recipes"))
     if name not in names:
         raise ValueError(f"unknown dataset {name!r}; the datasets are {', '.join(names)}")
     content = yaml.safe_load(file.read_text())

@@ -13,6 +13,7 @@ from experiments.photonics.splits import LeakError, canonical_form, check_disjoi
 from experiments.photonics.trials import Trial, run_trial
 from photonic_essl import evaluate
 from photonic_essl.data import Cells, load_cells
+from photonic_essl.encoders import Encoder
 from photonic_essl.plotting import read_log
 
 SCALE = study.Scale(
@@ -326,3 +327,19 @@ def test_all_cells_of_the_pool_are_drawn_once():
         some = [one for one in wanted if (one.dataset, one.recipe, one.labels) == ("gpm", "e-simclr", labels)]
         assert len({one.label_seed for one in some}) == draws
         assert len(some) == draws * len(scale.pretraining_seeds)
+
+
+def test_files_that_are_no_datasets_are_none():
+    with pytest.raises(ValueError, match="unknown dataset 'recipes'; the datasets are blob, gpm, p1"):
+        datasets.load_plan("recipes", "laptop")
+
+
+def test_every_recipe_of_a_scale_has_its_encoder_and_its_name():
+    scale = study.load_scale("recipes")
+    plans = {name: datasets.load_plan(name, scale.name) for name in scale.datasets}
+    for trial in study.trials(scale, plans, scale.recipes):
+        assert trial.recipe in comparison.NAMES
+        assert trial.recipe in figures.STYLES
+    encoders = {trial.encoder for trial in study.trials(scale, plans, scale.recipes)}
+    for name in encoders:
+        assert Encoder.of(name)(torch.full((2, 1, 32, 32), 2.0)).shape[0] == 2
