@@ -1,12 +1,13 @@
-"""Figures and tables of the few-label study, from its tidy table alone.
+"""Figures and tables of the few-label study, from its tidy table.
 
     python -m experiments.photonics.figures --scale laptop
 
-Writes few_label_study.md, few_label_error.png and few_label_saved.png into the folder of the table.
+Writes few_label_study.md, few_label_study_error.png and few_label_study_saved.png beside the table, and, where the
+models of the study still are, predictions beside the truth as few_label_study_cells_DATASET.png.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -25,8 +26,13 @@ from experiments.photonics.comparison import (
     read_table,
     summary,
 )
-from experiments.photonics.study import TABLE
-from photonic_essl.plotting import draw_learning_curve
+from experiments.photonics.datasets import load_plan
+from experiments.photonics.study import RUNS, TABLE, folders, load_scale
+from experiments.photonics.table import read_rows
+from experiments.photonics.trials import Trial
+from photonic_essl.data import load_cells
+from photonic_essl.plotting import draw_learning_curve, draw_predictions
+from photonic_essl.regression import load_regressor
 
 # Okabe and Ito's colours, with a marker each, so that curves differ without colour too.
 STYLES = {
@@ -206,27 +212,63 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
 
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "few_label_error.png": draw_errors,
-    "few_label_saved.png": draw_labels_saved,
-}
+def draw_cells(row: Mapping[str, str], runs: Path) -> Figure:
+    """Draw what the model of a row predicts for the test cells that it predicts best, at the median and worst.
+
+    Args:
+        row: of the table, as text.
+        runs: folder of the study's datasets and runs.
+
+    Raises:
+        FileNotFoundError: if the model or the test split is not there.
+    """
+    trial = Trial.from_row(row)
+    models, data = folders(runs, load_scale(trial.scale))
+    regressor = load_regressor(models / trial.folder)
+    cells = load_cells(load_plan(trial.dataset, trial.scale).file(data, "test"), labelled=True)
+    figure = draw_predictions(regressor.predict(cells.epsilon[:, 0]), cells.dos, cells.epsilon[:, 0])
+    figure.suptitle(f"{trial.dataset}: {NAMES[trial.recipe]}, {trial.labels} labels, {len(cells)} test cells")
+    return figure
+
+
+def shown(rows: Sequence[Mapping[str, str]], scale: str) -> dict[str, Mapping[str, str]]:
+    """Return for each dataset the row whose predictions are drawn: E-SimCLR with the most labels, its first run."""
+    wanted = [row for row in rows if (row["recipe"], row["scale"]) == ("e-simclr", scale)]
+    wanted.sort(key=lambda row: (-int(row["labels"]), int(row["pretraining_seed"]), int(row["label_seed"])))
+    first: dict[str, Mapping[str, str]] = {}
+    for row in wanted:
+        first.setdefault(row["dataset"], row)
+    return first
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {"error": draw_errors, "saved": draw_labels_saved}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables and figures of a scale."""
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     command.add_argument("--table", type=Path, default=TABLE, help="the tidy table")
-    command.add_argument("--scale", choices=("smoke", "laptop", "paper"), default="laptop")
+    command.add_argument("--scale", choices=("smoke", "laptop", "recipes", "paper"), default="laptop")
+    command.add_argument("--runs", type=Path, default=RUNS, help="folder of the datasets and runs")
     arguments = command.parse_args(argv)
-    rows, folder = read_table(arguments.table, arguments.scale), arguments.table.parent
-    text = report(rows, arguments.scale)
-    (folder / "few_label_study.md").write_text(text)
+    table, scale = arguments.table, arguments.scale
+    rows = read_table(table, scale)
+    text = report(rows, scale)
+    table.with_suffix(".md").write_text(text)
     print(text)
     for name, draw in FIGURES.items():
-        figure = draw(on_converged_labels(rows))
-        figure.savefig(folder / name, dpi=150)
-        plt.close(figure)
-        print(f"wrote {folder / name}")
+        _save(draw(on_converged_labels(rows)), table.with_name(f"{table.stem}_{name}.png"))
+    for dataset, row in shown(read_rows(table), scale).items():
+        try:
+            _save(draw_cells(row, arguments.runs), table.with_name(f"{table.stem}_cells_{dataset}.png"))
+        except FileNotFoundError as error:
+            print(f"no predictions for {dataset} are drawn: {error}")
+
+
+def _save(figure: Figure, file: Path) -> None:
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+    print(f"wrote {file}")
 
 
 if __name__ == "__main__":

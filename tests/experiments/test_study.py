@@ -53,7 +53,8 @@ WANTED = study.trials(SCALE, {"blob": PLAN}, [*SCALE.recipes, "ridge", "empty-la
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs") / SCALE.name
+    folder.mkdir()
     datasets.make(PLAN, folder / "data", folder / "verification.txt")
     return folder
 
@@ -292,15 +293,23 @@ def test_labels_needed_follow_the_power_law():
     assert np.isnan(comparison.first_crossing(labels, labels**-0.5, 0.001))
 
 
-def test_tables_and_figures_come_from_the_table_alone(finished, capsys):
-    figures.main(["--table", str(finished.table), "--scale", "smoke"])
-    text = (finished.table.parent / "few_label_study.md").read_text()
+def test_tables_and_figures_come_from_the_table_alone(finished, tmp_path, capsys):
+    figures.main(["--table", str(finished.table), "--scale", "smoke", "--runs", str(tmp_path)])
+    text = finished.table.with_suffix(".md").read_text()
     for words in ("E-SimCLR − supervised", "ridge regression", "trained on"):
         assert words in text
     for name in figures.FIGURES:
-        assert (finished.table.parent / name).stat().st_size > 5000
+        assert finished.table.with_name(f"table_{name}.png").stat().st_size > 5000
+    assert "no predictions for blob are drawn" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no rows of the scale paper"):
         figures.main(["--table", str(finished.table), "--scale", "paper"])
+
+
+def test_predictions_are_drawn_where_the_models_are(finished):
+    figures.main(["--table", str(finished.table), "--scale", "smoke", "--runs", str(finished.runs.parent)])
+    assert finished.table.with_name("table_cells_blob.png").stat().st_size > 20000
+    row = figures.shown(table.read_rows(finished.table), "smoke")["blob"]
+    assert (row["recipe"], row["labels"]) == ("e-simclr", "6")
 
 
 @pytest.mark.slow
