@@ -1,7 +1,7 @@
 """Fine-tuning: a regressor of the density of states from a few labelled cells."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
-from photonic_essl.symmetry import TransformGroup, group, published_groups
+from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit
 
 VALIDATION_CELLS = 500
@@ -44,6 +44,7 @@ def finetune(
     encoder: str | None = None,
     family: str | None = None,
     invariance: str | None = None,
+    smoothing: float | None = None,
     loss: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -72,7 +73,9 @@ def finetune(
         recipe: name of a recipe with settings for regression. What follows overrides it.
         encoder: light, paper or paper-circular, or your own as `module:factory`; that of `pretrained` where given.
         family: whose published invariance group to use: blob or gpm; that of the data where not given.
-        invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`.
+        invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`;
+            `lattice` for all that any cell's density of states is invariant to.
+        smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
         loss: squared (published) or absolute (what the metric sums up).
         epochs: passes over the training cells.
         batch_size: cells in a batch.
@@ -102,6 +105,7 @@ def finetune(
     name = encoder_of(start).name if start else encoder or "light"
     settings = overridden(
         regression_recipe(recipe, name),
+        smoothing=smoothing,
         loss=loss,
         epochs=epochs,
         minimum_steps=None if epochs is None else 0,
@@ -110,7 +114,7 @@ def finetune(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
     )
-    augmentation = augmentation_group(cells, family, invariance)
+    augmentation = augmentation_group(cells, family, invariance or settings.get("invariance"))
     run = Run(
         out,
         "finetune",
@@ -132,7 +136,8 @@ def finetune(
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_regressor(out, own_network(name, cells.grid))
     physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
-    regressor = new_regressor(name, cells.grid, settings["head"], seed, invariance=augmentation.name, **physics)
+    shape = {"head": settings["head"], "smoothing": settings["smoothing"], "invariance": augmentation.name}
+    regressor = new_regressor(name, cells.grid, seed, **shape, **physics)
     if start:
         copy_weights(start, regressor)
     if compile:
@@ -246,6 +251,8 @@ def augmentation_group(cells: Cells, family: str | None = None, invariance: str 
     Raises:
         ValueError: if nothing was published for the family, or the group does not fit the cells.
     """
+    if invariance == "lattice":
+        return lattice_symmetries(cells.grid, cells.lattice)
     chosen = group(invariance) if invariance else published_groups(family or cells.attributes["family"])[0]
     chosen.check_fits(cells.grid, cells.lattice)
     return chosen
@@ -256,11 +263,11 @@ def own_network(name: str, grid: tuple[int, int]) -> nn.Module | None:
     return None if name in NETWORKS else make_network(name, 1, grid)
 
 
-def new_regressor(encoder: str, grid: tuple[int, int], head: Sequence[int], seed: int, **physics: Any) -> Regressor:
-    """Build a regressor whose new weights follow from the seed; `physics` is what it says of its cells and labels."""
+def new_regressor(encoder: str, grid: tuple[int, int], seed: int, **settings: Any) -> Regressor:
+    """Build a regressor whose new weights follow from the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, _INITIALISATION))
-        return Regressor(encoder, grid=grid, head=head, network=own_network(encoder, grid), **physics)
+        return Regressor(encoder, grid=grid, network=own_network(encoder, grid), **settings)
 
 
 class FineTuning(SeededModule):

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 from photonic_essl.bands import band_gaps
@@ -311,11 +311,10 @@ def draw_learning_curve(
         ax.fill_between(labels, errors - spread, errors + spread, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="labelled cells", ylabel="relative error on the test split (%)")
     ax.set_xticks(sorted({float(value) for drawn in ax.lines for value in drawn.get_xdata()}))
+    ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    ax.tick_params(axis="y", which="minor", labelsize=8)
+        axis.set_minor_formatter(NullFormatter())
     ax.grid(which="both", color="#DDDDDD", linewidth=0.5)
     return ax
 

@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Float, Float32
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
@@ -20,6 +21,9 @@ from photonic_essl.symmetry import group
 
 COPIES = 8
 """At most so many symmetric copies of a cell are predicted, and averaged."""
+
+WIDEST_SMOOTHING = 0.1
+"""Standard deviation over the scaled frequency beyond which a density of states has no features left."""
 
 
 class Regressor(
@@ -35,6 +39,8 @@ class Regressor(
         grid: number of points along the two lattice vectors.
         permittivity_range: between which ε of the cells lies.
         head: widths of the head's hidden layers.
+        smoothing: standard deviation, in scaled frequency, of the Gaussian over what the head predicts; 0 for none.
+            Labels are smoothed themselves (`data_gen.density_of_states`), so that finer structure is noise.
         invariance: name of the group over whose copies of a cell predictions are averaged.
         polarization: of the densities of states, tm or te.
         lattice: lattice vectors of the cells, one a row.
@@ -48,17 +54,21 @@ class Regressor(
         grid: Sequence[int] = (32, 32),
         permittivity_range: Sequence[float] = PERMITTIVITY_RANGE,
         head: Sequence[int] = (256, 256),
+        smoothing: float = 0.0,
         invariance: str = "identity",
         polarization: str = "tm",
         lattice: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
         network: nn.Module | None = None,
     ):
         super().__init__()
+        if not 0 <= smoothing <= WIDEST_SMOOTHING:
+            raise ValueError(f"`smoothing` must be from 0 to {WIDEST_SMOOTHING}, got {smoothing}.")
         self.invariance, self.polarization = group(invariance), polarization
         self.lattice = torch.tensor(lattice, device="cpu")
         self.encoder = Encoder(encoder, channels, grid, permittivity_range, network)
         self.head = multilayer([self.encoder.features, *head, PREDICTED], normalise=False)
         self.calibration = Calibration(PREDICTED)
+        self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
 
     def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
@@ -71,7 +81,8 @@ class Regressor(
 
     def difference(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
         """Return the difference of D/n from the empty lattice, which is what the network learns."""
-        return self.head(self.encoder(epsilon))
+        predicted = self.head(self.encoder(epsilon))
+        return predicted if self.kernel is None else functional.linear(predicted, self.kernel)
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
         """Predict densities of states, each as the mean over symmetric copies of the cell.
@@ -114,10 +125,10 @@ class Regressor(
         mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
         half = self.calibration.half_width(spread, coverage)
         found = {"dos": mean, "lowest": (mean - half).clamp(min=0), "highest": mean + half}
-        return xr.Dataset(
-            {name: dos_array(_like(epsilon, values)).rename(name) for name, values in found.items()},
-            attrs={"coverage": coverage},
-        )
+        arrays = {name: dos_array(_like(epsilon, values)).rename(name) for name, values in found.items()}
+        for name in ("lowest", "highest"):
+            arrays[name].attrs["long_name"] = f"{name} value of the {100 * coverage:g} % interval of dos"
+        return xr.Dataset(arrays, attrs={"coverage": coverage})
 
     def predicted(
         self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
@@ -181,6 +192,17 @@ class Regressor(
                 stacklevel=3,
             )
         return cells
+
+
+def gaussian_kernel(deviation: float) -> Float32[Tensor, "400 400"]:
+    """Return the weights of a moving average over the predicted scaled frequencies, one a row, Gaussian.
+
+    Args:
+        deviation: its standard deviation in scaled frequency; positive.
+    """
+    frequency = torch.tensor(FREQUENCIES[:PREDICTED])
+    weights = torch.exp(-((frequency[:, None] - frequency) ** 2) / (2 * deviation**2))
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 def _like(epsilon: ArrayLike, values: Tensor) -> np.ndarray:

@@ -10,6 +10,7 @@ The density of states is the same for every transformed copy, which is what make
 (arXiv 2111.00899): to some of them the representation is asked to be invariant, others it has to predict.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -368,6 +369,24 @@ def group(name: str) -> TransformGroup:
             )
         product = product * (translations(int(parts)) if parts else NAMED_GROUPS[kind]())
     return product
+
+
+def lattice_symmetries(grid: tuple[int, int], lattice: Float[Tensor, "2 2"]) -> TransformGroup:
+    """Return all symmetries that the density of states of any cell has: translations, and the lattice's point group.
+
+    Args:
+        grid: number of points along the two lattice vectors.
+        lattice: lattice vectors, one a row.
+
+    Returns:
+        The product of translations by grid points and the largest point group of this module that keeps the grid.
+    """
+    for point in (square, hexagon, mirrors):
+        chosen = translations() * point()
+        with contextlib.suppress(ValueError):
+            chosen.check_fits(grid, lattice)
+            return chosen
+    return translations()
 
 
 PUBLISHED_GROUPS = {

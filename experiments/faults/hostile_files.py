@@ -153,7 +153,7 @@ def make_originals(folder: Path) -> None:
     generate("blob", out=folder / "labelled.h5", samples=3, k_points=5, bands=10, workers=1)
     generate("level-set", plane_group="p4gm", out=folder / "unlabelled.h5", samples=5, unlabelled=True, workers=1)
     export_legacy(folder / "labelled.h5", out=folder / "legacy.h5")
-    regressor = new_regressor("light", (32, 32), regression_recipe("supervised", "light")["head"], 0)
+    regressor = new_regressor("light", (32, 32), 0, head=regression_recipe("supervised", "light")["head"])
     regressor.save_pretrained(folder / "model")
     options = {"family": "blob", "epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
     pretrain(folder / "unlabelled.h5", folder / "run", **options)

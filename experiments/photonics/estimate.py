@@ -135,7 +135,7 @@ def _module(encoder: str, invariance: str, labels: int, settings: Mapping[str, A
 
 @functools.cache
 def _regressor(encoder: str) -> Regressor:
-    return new_regressor(encoder, (32, 32), regression_recipe("supervised", encoder)["head"], 0)
+    return new_regressor(encoder, (32, 32), 0, head=regression_recipe("supervised", encoder)["head"])
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from experiments.photonics.comparison import (
     paired_tests,
     read_table,
     summary,
+    yardstick,
 )
 from experiments.photonics.datasets import load_plan
 from experiments.photonics.study import RUNS, TABLE, folders, load_scale
@@ -43,14 +44,16 @@ STYLES = {
     "e-simclr-relative": ("#CC79A7", "P"),
     "e-simsiam": ("#E69F00", "v"),
     "e-barlow": ("#56B4E9", "X"),
-    "surrogate": ("#882255", "*"),
     "published-supervised": ("#999933", "<"),
     "published": ("#44AA99", "h"),
-    "fixed-range": ("#888888", "+"),
-    "surrogate-fixed-range": ("#888888", "x"),
-    "all-symmetries": ("#888888", "3"),
-    "mean-pooling": ("#888888", "1"),
-    "squared-loss": ("#888888", "2"),
+    "few-labels": ("#882255", "*"),
+    "few-labels-scratch": ("#E69F00", "v"),
+    "few-labels-e-simclr": ("#56B4E9", "X"),
+    "few-labels-published-symmetries": ("#888888", "3"),
+    "few-labels-rough-output": ("#888888", "2"),
+    "few-labels-squared-loss": ("#888888", "4"),
+    "few-labels-fixed-range": ("#888888", "+"),
+    "few-labels-mean-pooling": ("#888888", "1"),
 }
 BASELINE_LINES = {
     "empty-lattice": ":",
@@ -92,8 +95,8 @@ def _draw_panel(ax: Axes, means: pd.DataFrame) -> None:
 
 
 def draw_labels_saved(rows: pd.DataFrame) -> Figure:
-    """Draw how many labels each network needs to equal the supervised one at the largest number of labels."""
-    needed = labels_needed(rows)
+    """Draw how many labels each network needs to equal the yardstick at the largest number of labels."""
+    needed, equal = labels_needed(rows), NAMES[yardstick(rows)]
     needed = needed[needed["recipe"].isin(NETWORKS)]
     datasets = list(needed["dataset"].unique())
     figure, axes = plt.subplots(
@@ -106,7 +109,7 @@ def draw_labels_saved(rows: pd.DataFrame) -> Figure:
         words = [_needed(needed, fewest) for needed, fewest in zip(part["needed"], part["fewest"])]
         ax.bar_label(bars, words, padding=3)
         reference = part["reference"].iloc[0]
-        ax.set(title=dataset, xlabel=f"labelled cells to equal supervised at {reference}", xlim=(0, 1.25 * reference))
+        ax.set(title=dataset, xlabel=f"labelled cells to equal {equal} at {reference}", xlim=(0, 1.25 * reference))
     return figure
 
 
@@ -125,8 +128,8 @@ def report(rows: pd.DataFrame, scale: str) -> str:
         "is a lower bound.",
         _paired_table(converged),
         "## Labels saved",
-        "Labels that each needs to equal `supervised` at the largest number of labels; between the numbers that were "
-        "run the error is taken for a power law.",
+        f"Labels that each needs to equal *{NAMES[yardstick(converged)]}* at the largest number of labels; between the "
+        "numbers that were run the error is taken for a power law.",
         _needed_table(converged),
     ]
     noise = label_noise(rows)

@@ -20,7 +20,7 @@ SCALE = study.Scale(
     name="smoke",
     data="smoke",
     datasets=["blob"],
-    recipes=["supervised", "e-simclr", "surrogate"],
+    recipes=["supervised", "e-simclr", "few-labels"],
     encoder="light",
     labels=[3, 6],
     pretraining_seeds=[0],
@@ -77,7 +77,7 @@ def test_every_trial_is_a_row_with_its_errors_and_its_record(finished):
     assert networks["relative_error_published_protocol"].isna().all()
     assert rows["commit"].notna().all()
     assert rows["versions"].str.contains("torch=").all()
-    assert rows.loc[rows["recipe"].isin(["e-simclr", "surrogate"]), "pretraining_seconds"].gt(0).all()
+    assert rows.loc[rows["recipe"].isin(["e-simclr", "few-labels"]), "pretraining_seconds"].gt(0).all()
 
 
 def test_the_table_holds_the_error_of_the_saved_model_on_the_test_split(finished):
@@ -93,7 +93,7 @@ def test_the_published_protocol_is_the_lowest_error_over_epochs_on_the_test_spli
     assert row["relative_error_published_protocol"] == pytest.approx(logged.min(), abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", ["e-simclr", "surrogate", "ridge"])
+@pytest.mark.parametrize("recipe", ["e-simclr", "few-labels", "ridge"])
 def test_a_row_run_again_from_its_record_gives_its_number(finished, recipe):
     row = [row for row in table.read_rows(finished.table) if row["recipe"] == recipe][-1]
     assert study.rerun(finished, row) <= 1e-6

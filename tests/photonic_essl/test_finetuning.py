@@ -130,7 +130,7 @@ def test_splits_are_nested_and_share_no_cell(cells):
 def test_published_settings():
     recipe = load_recipe("supervised", "paper")
     published = {"optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 1e-5, "batch_size": 64, "epochs": 100}
-    published |= {"loss": "squared", "head": [1024, 1024, 512], "cosine": False, "minimum_steps": 0}
+    published |= {"loss": "squared", "head": [1024, 1024, 512], "cosine": False, "minimum_steps": 0, "smoothing": 0}
     assert recipe == published
     head = [tuple(layer.weight.shape) for layer in Regressor("paper", head=recipe["head"]).head[::2]]
     assert head == [(1024, 1024), (1024, 1024), (512, 1024), (400, 512)]
@@ -141,6 +141,16 @@ def test_a_run_may_start_from_a_regressor_head_and_all(finished, labelled, cells
     torch.testing.assert_close(again.head.state_dict(), load_regressor(finished).head.state_dict())
     with pytest.raises(ValueError, match=r"has a head of widths \[256, 256, 400\], the recipe asks for \[1024, "):
         copy_weights(again, Regressor("light", head=[1024, 1024, 512]))
+
+
+def test_few_labels_use_the_symmetries_of_the_lattice_and_the_smoothness_of_labels(labelled, cells, tmp_path):
+    model = finetune(labelled, tmp_path / "run", labels=10, recipe="few-labels", **SMALL)
+    assert read_record(tmp_path / "run" / "run.json")["settings"]["invariance"] == "translations * square"
+    assert torch.equal(load_regressor(tmp_path / "run")(cells.epsilon), model(cells.epsilon))
+    rough = finetune(labelled, tmp_path / "rough", labels=10, recipe="few-labels", smoothing=0, **SMALL)
+    with torch.no_grad():
+        steps, rough_steps = (one.difference(cells.epsilon).diff().abs().mean() for one in (model, rough))
+    assert steps < rough_steps / 3
 
 
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
@@ -166,6 +176,7 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
         ({"encoder": "tiny"}, "unknown encoder 'tiny'"),
         ({"family": "rods"}, "no groups were published for the family 'rods'"),
         ({"loss": "cubic"}, "`loss` must be one of squared, absolute, got 'cubic'"),
+        ({"smoothing": 0.5}, "`smoothing` must be from 0 to 0.1, got 0.5"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
     ],

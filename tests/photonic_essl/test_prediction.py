@@ -8,7 +8,7 @@ from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import relative_error
 from photonic_essl.prediction import evaluate, predict
-from photonic_essl.regression import Regressor, load_regressor
+from photonic_essl.regression import Regressor, gaussian_kernel, load_regressor
 
 from .conftest import write_cells
 from .test_finetuning import SMALL
@@ -47,6 +47,17 @@ def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells
     np.testing.assert_allclose(one, predicted[3], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(model.predict(cells.epsilon[:, 0]), predicted)
     np.testing.assert_array_equal(model.predict(stored.values.astype("f8"), batch_size=20), predicted)
+
+
+def test_smoothing_widens_a_line_by_its_width_and_keeps_its_weight():
+    kernel = gaussian_kernel(0.01).double()
+    frequency = torch.linspace(0, 1.2, 500, dtype=torch.float64)[:400]
+    line = torch.exp(-((frequency - 0.5) ** 2) / (2 * 0.02**2))
+    smooth = kernel @ line
+    assert float(smooth.sum()) == pytest.approx(float(line.sum()), rel=1e-5)
+    variance = ((frequency - 0.5) ** 2 * smooth).sum() / smooth.sum()
+    assert float(variance) == pytest.approx(0.02**2 + 0.01**2, rel=1e-3)
+    torch.testing.assert_close(kernel @ torch.ones(400).double(), torch.ones(400).double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(

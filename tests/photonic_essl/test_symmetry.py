@@ -117,6 +117,14 @@ def test_what_cannot_be_is_refused():
         published_groups("rods")
 
 
+def test_an_empty_lattice_has_all_its_symmetries():
+    names = {"square": SQUARE, "hexagon": HEXAGONAL, "mirrors": torch.tensor([[1.0, 0.0], [0.0, 1.5]])}
+    for name, lattice in names.items():
+        assert symmetry.lattice_symmetries(GRID, lattice).name == f"translations * {name}"
+    assert symmetry.lattice_symmetries((4, 6), SQUARE).name == "translations * mirrors"
+    assert symmetry.lattice_symmetries(GRID, torch.tensor([[1.0, 0.0], [0.3, 1.2]])).name == "translations"
+
+
 def test_published_groups():
     invariance, equivariance = published_groups("blob")
     assert (invariance.order((32, 32)), equivariance.order((32, 32))) == (8, 4)
