@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,7 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(wanted)} rows, {len(wanted) - len(missing)} of them in {table}", flush=True)
     print(estimate(missing, plans, study.data, arguments.processes, study.published_protocol), flush=True)
     make_datasets(study, scale.name, arguments.processes)
-    run_study(study, wanted, arguments.processes)
+    try:
+        run_study(study, wanted, arguments.processes)
+    except BrokenProcessPool:
+        raise SystemExit(
+            "a process of the study was killed, for want of memory perhaps; run it again to go on"
+        ) from None
     print(f"{len(read_rows(table))} rows in {table}")
     return 0
 
