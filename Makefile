@@ -52,7 +52,7 @@ $(VENV)/.mpb-ready: $(VENV)/.packages-ready
 
 # The tests of the report drive a browser; without one they are skipped.
 $(VENV)/.browser-ready: $(VENV)/.packages-ready
-	@if command -v chromium >/dev/null; then touch $@; \
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then touch $@; \
 	elif command -v apt-get >/dev/null && $(SUDO) apt-get update -q && \
 		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; then touch $@; \
 	else echo "Chromium cannot be had here, so the tests in a browser are skipped; get it with \`apt install chromium\`" >&2; fi

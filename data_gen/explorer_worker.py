@@ -22,7 +22,7 @@ from data_gen.dataset import SCHEMA_VERSION, STATUS_SOLVED
 from data_gen.dos import scaled_frequencies
 from data_gen.generation import label_provenance
 from data_gen.labels import BANDS, LabelSettings, label_cells
-from data_gen.lattices import SymmetryPath, basis_vectors, symmetry_path, wavevector_grid
+from data_gen.lattices import SymmetryPath, basis_vectors, half_grid, symmetry_path
 from data_gen.messages import end_with_parent, read_message, write_message
 from data_gen.plane_groups import PLANE_GROUPS, point_group
 from data_gen.solvers import solver_module
@@ -149,7 +149,7 @@ def solve(cell: ChosenCell) -> Answer:
     """Return what `draw` does, the label, the bands along the path and on a grid of the zone, and what a file says."""
     settings = LabelSettings(polarization=cell.polarization)
     path = cell.path
-    zone = wavevector_grid(ZONE_GRID)[: (ZONE_GRID**2 + 1) // 2]
+    zone = half_grid(ZONE_GRID)
     bands = cell.frequencies(np.concatenate([path.wavevector, zone]), "rbme")
     label = {name: value[0] for name, value in cell.label(settings).items()}
     return draw(cell) | record(cell) | label | {

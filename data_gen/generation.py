@@ -70,6 +70,10 @@ class Plan:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
         if self.labels is not None:
             self.labels.check()
+            if self.labels.bands is not None and self.labels.bands > self.resolution**2:
+                raise ValueError(
+                    f"`bands` must be at most the number of plane waves, {self.resolution**2}, got {self.labels.bands}"
+                )
         if self.keep_bands:
             _ = self.wavevectors
 
@@ -172,12 +176,14 @@ def generate(
     out = Path(out)
     attributes = provenance(plan)
     if _is_finished(out, attributes):
+        with open_dataset(out) as dataset:
+            failed = int((dataset["status"].values == STATUS_FAILED).sum())
         print(f"{out} is already there, made with these settings")
-        return
-    with open_shards(out, attributes) as shards:
-        _fill(shards, plan, workers, scheduler)
-        failed = _assemble(out, shards, plan, attributes)
-    print(f"wrote {out}: {samples} cells of {family}, {failed} failed")
+    else:
+        with open_shards(out, attributes) as shards:
+            _fill(shards, plan, workers, scheduler)
+            failed = _assemble(out, shards, plan, attributes)
+        print(f"wrote {out}: {samples} cells of {family}, {failed} failed")
     if failed:
         raise RuntimeError(f"{failed} of {samples} cells failed; `status` and `error_message` say which and why")
 
@@ -236,11 +242,12 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
     try:
         return arrays | solve(fine)
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, SolverError) and not _out_of_memory(error):
+        unsolvable = (SolverError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+        if not isinstance(error, unsolvable) and not _out_of_memory(error):
             raise
         if len(cells) > 1:
             return join([compute_chunk(plan, index, index + 1) for index in range(start, stop)])
-        return failed_cell(plan, start, str(error) if isinstance(error, SolverError) else f"out of memory: {error}")
+        return failed_cell(plan, start, f"out of memory: {error}" if _out_of_memory(error) else str(error))
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -310,7 +317,7 @@ def _is_finished(out: Path, attributes: dict[str, Any]) -> bool:
     with open_dataset(out) as dataset:
         found = {name: np.asarray(value).tolist() for name, value in dataset.attrs.items()}
     for name, value in attributes.items():
-        if name not in ("command", "package_commit") and found.get(name) != value:
+        if name != "package_commit" and found.get(name) != value:
             raise ValueError(
                 f"{out} exists, with {name} {found.get(name)!r}, and this run asks for {value!r}; remove it first"
             )

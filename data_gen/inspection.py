@@ -28,6 +28,7 @@ def info(file: Path, /) -> None:
             lines.append(f"  {name:22s} ({shape})  [{units}]  {variable.attrs.get('long_name', '')}")
         if "dos_error" in dataset:
             error = dataset["dos_error"].values[status != STATUS_FAILED]
+        if "dos_error" in dataset and len(error):
             lines.append(f"dos_error: mean {error.mean():.2e}, largest {error.max():.2e}")
         attributes = dict(dataset.attrs)
         if "command" in attributes:
@@ -57,6 +58,7 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
     with open_dataset(file) as dataset:
         shown = dataset.isel(sample=slice(0, cells)).load()
     labelled = "dos" in shown
+    area = abs(np.linalg.det(np.reshape(shown.attrs["lattice"], (2, 2))))
     columns = 4 if labelled else 6
     rows = -(-shown.sizes["sample"] // columns)
     figure = Figure(figsize=(13, 0.6 + rows * (2.3 if labelled else 2.1)), layout="constrained")
@@ -75,7 +77,7 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
             axes = figure.add_subplot(grid[row, 2 * column + 1])
             frequency = shown["frequency"].values
             axes.plot(frequency, shown["dos"][index], color="#0072B2", linewidth=1)
-            axes.plot(frequency, 2 * np.pi * frequency, color="0.5", linewidth=0.8, linestyle="--")
+            axes.plot(frequency, 2 * np.pi * area * frequency, color="0.5", linewidth=0.8, linestyle="--")
             axes.set(xlim=(0, frequency[-1]), ylim=(0, None))
             axes.tick_params(labelsize=7)
             if row == rows - 1:

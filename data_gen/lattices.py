@@ -64,6 +64,11 @@ def wavevector_grid(n: int) -> Float64[np.ndarray, "{n*n} 2"]:
     return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
+def half_grid(n: int) -> Float64[np.ndarray, "k 2"]:
+    """Return the first half of `wavevector_grid(n)`, `(n² + 1) // 2` wavevectors: -k of these are the others."""
+    return wavevector_grid(n)[: (n * n + 1) // 2]
+
+
 class SymmetryPath(NamedTuple):
     """Wavevectors along straight lines between points of high symmetry, for a band diagram.
 

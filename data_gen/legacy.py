@@ -109,14 +109,16 @@ def export_legacy(file: Path, /, *, out: Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a dataset file, its lattice is not square, its labels are on other frequencies, or
-            `out` is a folder and the trainer knows no such family.
+        ValueError: if it is not a dataset file, its lattice is not square, its labels are not for TM or on other
+            frequencies, or `out` is a folder and the trainer knows no such family.
     """
     out = Path(out)
     with open_dataset(file) as dataset:
         if not np.allclose(dataset.attrs["lattice"], [1, 0, 0, 1]):
             raise ValueError(f"the published layout is for the square lattice, got {dataset.attrs['lattice']}")
         labelled = "dos" in dataset
+        if labelled and dataset.attrs.get("polarization", "tm") != "tm":
+            raise ValueError(f"the published layout holds labels for TM, these are for {dataset.attrs['polarization']}")
         if labelled and not np.array_equal(dataset["frequency"].values, scaled_frequencies()):
             raise ValueError("the published layout needs labels on its 500 scaled frequencies, 0 … 1.2")
         if out.is_dir():

@@ -5,7 +5,6 @@ import fcntl
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,11 @@ def open_shards(out: Path, plan: dict[str, Any]) -> Iterator[Shards]:
             raise ValueError(f"another run is at work on {out} right now") from None
         _agree(folder, out, plan)
         yield Shards(folder)
-        shutil.rmtree(folder)
+        for file in set(folder.iterdir()) - {folder / "lock"}:
+            file.unlink()
+    with contextlib.suppress(OSError):  # the next run may have begun
+        (folder / "lock").unlink()  # closed by now: some network file systems keep what is open
+        folder.rmdir()
 
 
 def _agree(folder: Path, out: Path, plan: dict[str, Any]) -> None:

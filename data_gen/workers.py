@@ -7,6 +7,7 @@ failed and the rest goes on.
 import contextlib
 import ctypes
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -69,14 +70,14 @@ def _run_on_dask(
         running[future] = (start, stop, chunk)
         finished.add(future)
 
-    def submit_next() -> None:
-        chunk = next(waiting, None)
-        if chunk is not None:
+    def fill_up() -> None:
+        # Workers may join at any time, as those of a cluster's queue do.
+        wanted = CHUNKS_AHEAD * max(1, sum(client.nthreads().values()))
+        for chunk in itertools.islice(waiting, max(0, wanted - len(running))):
             submit(*chunk, chunk)
 
     parts: dict[Chunk, dict[Chunk, Arrays]] = {}
-    for _ in range(CHUNKS_AHEAD * max(1, sum(client.nthreads().values()))):
-        submit_next()
+    fill_up()
     for future in finished:
         start, stop, chunk = running.pop(future)
         try:
@@ -93,7 +94,7 @@ def _run_on_dask(
         if sum(b - a for a, b in done) == chunk[1] - chunk[0]:
             del parts[chunk]
             yield chunk, join([done[part] for part in sorted(done)])
-            submit_next()
+            fill_up()
 
 
 @contextlib.contextmanager

@@ -60,7 +60,8 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no dataset file, lacks the labels that are asked for, or has them on other frequencies.
+        ValueError: if it is no dataset file, lacks the labels that are asked for, or has them on other frequencies or
+            incomplete, of too few bands.
     """
     with open_dataset(path) as dataset:
         if labelled and "dos" not in dataset:
@@ -90,4 +91,11 @@ def _labels(dataset: xr.Dataset, path: str | Path) -> np.ndarray:
             f"{path} has its `dos` on {len(frequency)} frequencies from {frequency[0]:g} to {frequency[-1]:g}; "
             f"networks predict the first {PREDICTED} of {len(FREQUENCIES)} from 0 to {FREQUENCIES[-1]:g}."
         )
+    if "covered_frequency" in dataset:
+        covered = dataset["covered_frequency"].values
+        if short := int((covered < FREQUENCIES[PREDICTED - 1]).sum()):
+            raise ValueError(
+                f"{path} has labels of too few bands: in {short} cells they cover ωn to {covered.min():.3f} or more, "
+                f"networks predict up to {FREQUENCIES[PREDICTED - 1]:.3f}; give `data-gen generate` more --bands."
+            )
     return np.ascontiguousarray(dataset["dos"].values[:, :PREDICTED], dtype=np.float32)

@@ -20,7 +20,7 @@ from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit
+from photonic_essl.training import SeededModule, derived_seed, fit, resolved_precision
 
 VALIDATION_CELLS = 500
 """At most this many cells of the labelled file are kept for validation."""
@@ -114,7 +114,7 @@ def finetune(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
     )
-    augmentation = augmentation_group(cells, family, invariance or settings.get("invariance"))
+    augmentation = augmentation_group(cells, family, invariance or (None if family else settings.get("invariance")))
     run = Run(
         out,
         "finetune",
@@ -129,7 +129,7 @@ def finetune(
             "data": cells.fingerprint,
             "validation": others and others.fingerprint,
             "pretrained": start and weights_fingerprint(start),
-            "precision": precision,
+            "precision": resolved_precision(precision, device),
         },
     )
     if run.finished:
@@ -191,7 +191,8 @@ def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | No
         Cells to train on, cells to validate on; they share none.
 
     Raises:
-        ValueError: if `labels` is less than 1, more than there are, or leaves none to validate on.
+        ValueError: if `labels` is less than 1, more than there are, or leaves none to validate on; if the cells to
+            validate on are of another grid, lattice or polarization, or among those to train on.
     """
     if not 1 <= labels <= len(cells):
         raise ValueError(f"`labels` must be from 1 to the {len(cells)} labelled cells there are, got {labels}.")
@@ -203,7 +204,20 @@ def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | No
                 "give a validation file."
             )
         validation = cells.subset(order[max(labels, len(cells) - VALIDATION_CELLS) :])
+    else:
+        check_validation(cells.subset(order[:labels]), validation)
     return cells.subset(order[:labels]), validation
+
+
+def check_validation(trained_on: Cells, validation: Cells) -> None:
+    """Refuse cells to validate on that are of another kind than those trained on, or among them; raises ValueError."""
+    both = (trained_on, validation)
+    kinds = [(part.grid, part.lattice.tolist(), part.attributes.get("polarization", "tm")) for part in both]
+    if kinds[0] != kinds[1]:
+        names = "grid, lattice vectors and polarization"
+        raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")
+    if shared := set.intersection(*({cell.numpy().tobytes() for cell in part.epsilon} for part in both)):
+        raise ValueError(f"{len(shared)} of the cells to validate on are among those to train on.")
 
 
 def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:

@@ -15,7 +15,14 @@ SCORED = slice(100, 400)
 
 
 def empty_lattice(frequency: ArrayLike = FREQUENCIES) -> np.ndarray:
-    """Return D/n of a uniform cell, 2π·ωn, of the shape of the scaled frequencies `frequency`, float64."""
+    """Return D/n of a uniform cell of area a², as the square lattice has it: 2π·ωn.
+
+    Args:
+        frequency: scaled frequencies, of any shape.
+
+    Returns:
+        The same shape, float64.
+    """
     return 2.0 * np.pi * np.asarray(frequency, dtype=np.float64)
 
 

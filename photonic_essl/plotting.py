@@ -155,7 +155,11 @@ def draw_turned_dos(
 
 
 def draw_dos(
-    predicted: ArrayLike, true: ArrayLike, ax: Axes | None = None, *, uncertainty: ArrayLike | None = None
+    predicted: ArrayLike,
+    true: ArrayLike,
+    ax: Axes | None = None,
+    *,
+    interval: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> Axes:
     """Draw a predicted over a true density of states D/n, and the empty lattice behind both.
 
@@ -163,17 +167,16 @@ def draw_dos(
         predicted: on the first 400 scaled frequencies, shape `(frequency,)`.
         true: on the first 400 or all 500.
         ax: where to draw; a new figure where not given.
-        uncertainty: standard deviation of the prediction, as `predicted`; shaded on both sides of it.
+        interval: its bounds, `lowest` and `highest` of `Regressor.predict_interval`, each as `predicted`; shaded.
     """
     ax = ax or plt.subplots()[1]
     predicted, true = np.asarray(predicted), np.asarray(true)
     frequency = FREQUENCIES[:PREDICTED]
     ax.plot(frequency, empty_lattice(frequency), color=GUESS, linewidth=1, label="empty lattice")
     ax.plot(frequency, true[:PREDICTED], color=TRUE, linewidth=1.8, label="true")
-    if uncertainty is not None:
-        deviation = np.asarray(uncertainty)[:PREDICTED]
-        low, high = predicted[:PREDICTED] - deviation, predicted[:PREDICTED] + deviation
-        ax.fill_between(frequency, low, high, color=PREDICTION, alpha=0.25, linewidth=0, label="± 1 standard deviation")
+    if interval is not None:
+        low, high = (np.asarray(bound)[:PREDICTED] for bound in interval)
+        ax.fill_between(frequency, low, high, color=PREDICTION, alpha=0.25, linewidth=0, label="interval")
     ax.plot(frequency, predicted[:PREDICTED], color=PREDICTION, linewidth=1.4, linestyle="--", label="predicted")
     ax.set(xlabel="scaled frequency ωn (2πc/a)", ylabel="density of states D/n (a/2πc)")
     ax.set_xlim(0, frequency[-1])

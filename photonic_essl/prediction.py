@@ -62,9 +62,14 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
 
     Raises:
         FileNotFoundError: if the model or the file is missing, or the folder to write to.
-        ValueError: if they are of another kind or do not fit each other.
+        ValueError: if they are of another kind or do not fit each other, or `out` is `data`.
         OSError: if the file cannot be written; one that was there stays as it is.
     """
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} to.")
+    if out.exists() and Path(data).exists() and out.samefile(data):
+        raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":
         epsilon = read_array(Path(data))
         found = predictions(load(model, encoder, epsilon.shape[-2:]), epsilon).assign_attrs(data=str(data))
@@ -73,9 +78,7 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
         regressor = load(model, encoder, cells.grid)
         regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
         found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
-    if not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
-    with new_hdf5_file(Path(out)) as new, h5netcdf.File(new, "w") as file:
+    with new_hdf5_file(out) as new, h5netcdf.File(new, "w") as file:
         found.dump_to_store(H5NetCDFStore(file))
     print(f"Predictions for {found.sizes.get('sample', 1)} cells written to {out}.")
     return found

@@ -18,7 +18,7 @@ from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder
 from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device
+from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device, resolved_precision
 
 ROLES = ("predicted", "invariance", "unused")
 LARGEST_ORBIT = 64
@@ -107,6 +107,8 @@ def pretrain(
     )
     if "transformation" not in settings:
         raise ValueError(f"the recipe {recipe!r} has no pre-training; give its labels to finetune.")
+    if probed and probed.grid != cells.grid:
+        raise ValueError(f"the cells to probe with have a grid of {probed.grid}, those of {data} {cells.grid}.")
     groups = named_groups(cells, settings["transformation"], family, invariance, equivariance)
     run = Run(
         out,
@@ -122,7 +124,7 @@ def pretrain(
             "probe": probed and probed.fingerprint,
             "probe_every": probe_every,
             "devices": devices,
-            "precision": precision,
+            "precision": resolved_precision(precision, device),
         },
     )
     device = resolved_device(device)
@@ -134,7 +136,15 @@ def pretrain(
         module.encoder.compile()
     run.begin_sitting(data=str(data))
     monitor = Probe(probed, probe_every) if probed else None
-    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    return carry_out(
+        module,
+        run,
+        monitor,
+        device=device,
+        devices=devices,
+        precision=precision,
+        progress=progress,
+    )
 
 
 def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> Encoder:
@@ -180,6 +190,8 @@ def named_groups(
     """
     if transformation not in ROLES:
         raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
+    if transformation == "unused":
+        equivariance = equivariance or "identity"
     groups = [None if name is None else group(name) for name in (invariance, equivariance)]
     if None in groups:
         published = published_groups(family or cells.attributes.get("family", "unknown"))

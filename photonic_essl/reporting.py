@@ -13,12 +13,13 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import nn
 
 from data_gen.dataset import replaced_when_complete
 from photonic_essl import gallery
 from photonic_essl.bands import widest_dos_gaps
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.encoders import Encoder
+from photonic_essl.encoders import NETWORKS, Encoder
 from photonic_essl.finetuning import own_network
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_errors
 from photonic_essl.plotting import draw_error_distribution, draw_representation, draw_training, logged_quantities
@@ -30,7 +31,14 @@ from photonic_essl.saving import load_folder
 TEST_FILE = "test.h5"
 
 
-def report(run: str | Path, *, out: str | Path, data: str | Path | None = None, cells: int = 300) -> None:
+def report(
+    run: str | Path,
+    *,
+    out: str | Path,
+    data: str | Path | None = None,
+    cells: int = 300,
+    encoder: str | None = None,
+) -> None:
     """Write what a run was, and what came out, as one HTML file that opens from disk.
 
     It holds the data's provenance, settings, seeds, versions and cost, the training curves, and, where there are test
@@ -43,10 +51,13 @@ def report(run: str | Path, *, out: str | Path, data: str | Path | None = None, 
         data: dataset file of cells to predict, labelled unless the run is a pre-training; `test.h5` in `run` where not
             given, if there is one.
         cells: in the gallery, at most; 3 or more. Where the file has more, they are taken from all over the ranking.
+        encoder: factory of the models' encoder as `module:factory`, if it is not a preset. Its code runs, which is
+            why its name in the record of a run is not enough.
 
     Raises:
         FileNotFoundError: if there is no run, no such file, or no folder to write to.
-        ValueError: if the data do not fit the models or are unlabelled, or `cells` is less than 3.
+        ValueError: if the data do not fit the models or are unlabelled, `cells` is less than 3, or the encoder of a
+            model is neither a preset nor `encoder`.
     """
     out = Path(out)
     if not out.parent.is_dir():
@@ -60,8 +71,8 @@ def report(run: str | Path, *, out: str | Path, data: str | Path | None = None, 
         "title": Path(run).resolve().name,
         "runs": [one.described() for one in runs],
         "datasets": [{"name": str(data), "role": "test", **_facts(test)}] if test else [],
-        "errors": _errors(models, test, cells) if models and test else None,
-        "representation": _representation(runs, test) if test else None,
+        "errors": _errors(models, test, cells, encoder) if models and test else None,
+        "representation": _representation(runs, test, encoder) if test else None,
         "tables": [_table(file) for file in sorted(Path(run).glob("*.csv"))],
     }
     with replaced_when_complete(out) as partial:
@@ -113,6 +124,13 @@ class _Run:
                     return {"name": named[-1], **_facts(cells)}
         return {"name": named[-1], "facts": None, "fingerprint": wanted}
 
+    def network(self, cells: Cells, encoder: str | None) -> nn.Module | None:
+        """Return the network that the user has named, None for a preset; the name in the record runs no code."""
+        name = self.record["settings"]["encoder"]
+        if name not in NETWORKS and name != encoder:
+            raise ValueError(f"the encoder of {self.folder} is {name!r}, whose code runs only if `encoder` names it.")
+        return own_network(name, cells.grid)
+
     def curves(self) -> list[str]:
         """Return pictures of everything that was logged."""
         try:
@@ -127,15 +145,14 @@ def _facts(cells: Cells) -> dict[str, Any]:
     return {"facts": facts, "fingerprint": cells.fingerprint}
 
 
-def _errors(models: list[_Run], test: Cells, count: int) -> dict[str, Any]:
+def _errors(models: list[_Run], test: Cells, count: int, encoder: str | None) -> dict[str, Any]:
     """Return the errors of all models on the test cells, and the gallery of the first."""
     true = test.dos.numpy()
     predicted = {}
     for model in models:
-        network = own_network(model.record["settings"]["encoder"], test.grid)
-        predicted[model.folder.resolve().name] = (
-            load_regressor(model.folder, network).predict(test.epsilon[:, 0]).values
-        )
+        regressor = load_regressor(model.folder, model.network(test, encoder))
+        regressor.check_physics(test.attributes.get("polarization"), test.lattice)
+        predicted[model.folder.resolve().name] = regressor.predict(test.epsilon[:, 0]).values
     shown = next(iter(predicted))
     guess = np.broadcast_to(empty_lattice()[:PREDICTED], true.shape)
     errors = {name: relative_errors(dos, true) for name, dos in {**predicted, "empty lattice": guess}.items()}
@@ -154,18 +171,18 @@ def _errors(models: list[_Run], test: Cells, count: int) -> dict[str, Any]:
     }
 
 
-def _representation(runs: list[_Run], test: Cells) -> dict[str, Any] | None:
+def _representation(runs: list[_Run], test: Cells, encoder: str | None) -> dict[str, Any] | None:
     """Return pictures of the representation by the pre-trained encoder, or else by that of the first model."""
     finished = [one for one in runs if one.record["finished"]]
     if not finished:
         return None
     chosen = next((one for one in finished if one.record["command"] == "pretrain"), finished[0])
-    network = own_network(chosen.record["settings"]["encoder"], test.grid)
+    network = chosen.network(test, encoder)
     if chosen.record["command"] == "pretrain":
-        encoder = load_folder(Encoder, chosen.folder, network)
+        trained = load_folder(Encoder, chosen.folder, network)
     else:
-        encoder = load_regressor(chosen.folder, network).encoder
-    features = representations(encoder, test.epsilon.split(512))
+        trained = load_regressor(chosen.folder, network).encoder
+    features = representations(trained, test.epsilon.split(512))
     properties = gallery.cell_properties(test.epsilon[:, 0].numpy())
     coloured = {name: properties[name] for name in ("filling", "contrast")}
     if test.dos is not None:

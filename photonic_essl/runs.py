@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
+from data_gen.dataset import partial_of, replaced_when_complete
 from photonic_essl.saving import DIGEST, digest
 
 RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
@@ -43,7 +44,8 @@ class Run:
             self.record = read_record(self.record_file)
             _check_same(self.folder, self.record, asked)
         else:
-            if self.folder.exists() and (self.folder.is_file() or any(self.folder.iterdir())):
+            begun = {partial_of(self.record_file)}  # killed before there was a record
+            if self.folder.exists() and (self.folder.is_file() or set(self.folder.iterdir()) - begun):
                 raise ValueError(f"{self.folder} exists and is not the folder of a run; choose another.")
             self.record = {**asked, "finished": False, "seconds": 0.0, "sittings": []}
 
@@ -102,9 +104,8 @@ def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:
 
 def write_record(file: Path, record: Mapping[str, Any]) -> None:
     """Write a record with its digest, whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps({**record, DIGEST: digest(record)}, indent=2) + "\n")
-    os.replace(part, file)
+    with replaced_when_complete(file) as partial:
+        partial.write_text(json.dumps({**record, DIGEST: digest(record)}, indent=2) + "\n")
 
 
 def read_record(file: Path) -> dict[str, Any]:

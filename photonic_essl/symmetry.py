@@ -23,6 +23,8 @@ _IDENTITY = ((1, 0), (0, 1))
 _QUARTER_TURN = ((0, -1), (1, 0))
 _MIRROR_X = ((-1, 0), (0, 1))
 _MIRROR_Y = ((1, 0), (0, -1))
+_HALF_TURN = ((-1, 0), (0, -1))
+_SWAP = ((0, 1), (1, 0))
 _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
 _LARGEST_POINT_GROUP = 12
@@ -335,11 +337,23 @@ def rescaling(lowest: float = 1.0, highest: float = 20.0) -> TransformGroup:
     return TransformGroup("rescaling", permittivity_range=(lowest, highest))
 
 
+def half_turn() -> TransformGroup:
+    """Rotations by 0 and 180°, which every lattice has."""
+    return TransformGroup("half-turn", generators=[_HALF_TURN])
+
+
+def rhombus() -> TransformGroup:
+    """The 4 symmetries of the rhombus, for lattice vectors of equal length: half turn, and mirrors that swap them."""
+    return TransformGroup("rhombus", generators=[_HALF_TURN, _SWAP])
+
+
 NAMED_GROUPS = {
     "identity": identity,
+    "half-turn": half_turn,
     "translations": translations,
     "quarter-turns": quarter_turns,
     "mirrors": mirrors,
+    "rhombus": rhombus,
     "square": square,
     "hexagon": hexagon,
     "rescaling": rescaling,
@@ -381,12 +395,12 @@ def lattice_symmetries(grid: tuple[int, int], lattice: Float[Tensor, "2 2"]) -> 
     Returns:
         The product of translations by grid points and the largest point group of this module that keeps the grid.
     """
-    for point in (square, hexagon, mirrors):
+    for point in (square, hexagon, mirrors, rhombus):
         chosen = translations() * point()
         with contextlib.suppress(ValueError):
             chosen.check_fits(grid, lattice)
             return chosen
-    return translations()
+    return translations() * half_turn()
 
 
 PUBLISHED_GROUPS = {
@@ -409,8 +423,8 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     """
     if family not in PUBLISHED_GROUPS:
         raise ValueError(
-            f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}; "
-            "name an invariance and an equivariance group."
+            f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}: name "
+            "the invariance group, and for pre-training that predicts the equivariance group."
         )
     invariance, equivariance = PUBLISHED_GROUPS[family]
     return group(invariance), group(equivariance)

@@ -246,10 +246,10 @@ class ProgressBar(lightning.Callback):
 
 
 class LastCheckpoint(lightning.Callback):
-    """Keeps the state after the latest epoch, written at most every few seconds, replaced in one go."""
+    """Keeps the state after the latest epoch, and what it cost, written at most every few seconds, each in one go."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, run: Run):
+        self.run = run
         self._written = -float("inf")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
@@ -258,10 +258,11 @@ class LastCheckpoint(lightning.Callback):
         last = trainer.current_epoch + 1 >= trainer.max_epochs
         due = last or time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS
         if trainer.strategy.broadcast(due):
-            part = self.path.with_suffix(".part")
+            part = self.run.checkpoint.with_suffix(".part")
             trainer.save_checkpoint(part)
             if trainer.is_global_zero:
-                os.replace(part, self.path)
+                os.replace(part, self.run.checkpoint)
+                self.run.write()
             self._written = time.monotonic()
 
 
@@ -283,7 +284,7 @@ def fit(
         callbacks: called before the checkpoint of an epoch is written.
         device: `"cpu"`, `"gpu"`, or `"auto"`: a GPU if there is one.
         devices: number of processes, one a device.
-        precision: a precision of Lightning; bfloat16 on a GPU and float32 otherwise where not given.
+        precision: as for `resolved_precision`.
         progress: whether to show a progress bar.
 
     Raises:
@@ -291,9 +292,7 @@ def fit(
         DivergenceError: if the loss stops being finite.
         KeyboardInterrupt: if the user stops the run.
     """
-    device = resolved_device(device)
-    if precision is None:
-        precision = "bf16-mixed" if device == "gpu" else "32-true"
+    device, precision = resolved_device(device), resolved_precision(precision, device)
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
     checkpoint = _whole_checkpoint(run)
@@ -336,7 +335,7 @@ def _trainer(
             CSVLogger(run.folder, "logs", number, flush_logs_every_n_steps=1),
             TensorBoardLogger(run.folder, "tensorboard", number),
         ],
-        callbacks=[*callbacks, *([ProgressBar()] if progress else []), LastCheckpoint(run.checkpoint)],
+        callbacks=[*callbacks, *([ProgressBar()] if progress else []), LastCheckpoint(run)],
         enable_progress_bar=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -358,6 +357,15 @@ def resolved_device(device: str) -> str:
     if device == "gpu" and not torch.cuda.is_available():
         raise ValueError("`device` is gpu, but torch finds no CUDA device here.")
     return device
+
+
+def resolved_precision(precision: str | None, device: str) -> str:
+    """Return a precision of Lightning: the one asked for, or bfloat16 on a GPU and float32 otherwise.
+
+    Raises:
+        ValueError: as `resolved_device`.
+    """
+    return precision or ("bf16-mixed" if resolved_device(device) == "gpu" else "32-true")
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ import tarfile
 from setuptools import build_meta
 
 with tarfile.open(build_meta.build_sdist(".")) as archive:
-    archive.extractall("unpacked", filter="data")
+    archive.extractall("unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
 """
 WHEEL = "from setuptools import build_meta; build_meta.build_wheel('.')"
 

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from data_gen.lattices import basis_vectors, wavevector_grid
-from data_gen.solvers.contract import Bands
+from data_gen.solvers.contract import Bands, as_tensor
 from data_gen.solvers.equivalence import equivalence
 
 SOLVERS = ("mpb", "rbme")
@@ -49,7 +49,8 @@ def solve(
         bands: number of bands, lowest first.
         polarization: "tm" (E along z) or "te" (H along z).
         solver: "mpb" (the reference) or "rbme" (the fast one).
-        lattice: "square", "hexagonal", or basis vectors of shape `(2, 2)`, one a row, in units of a.
+        lattice: "square", "hexagonal", "rectangular", "centred", "oblique", or basis vectors of shape `(2, 2)`, one a
+            row, in units of a.
         resolution: points of the solver's grid along the first lattice vector, where `epsilon` is finer than it by a
             whole factor: TM gets the mean over each pixel, TE the effective tensor of subpixel smoothing. The grid of
             `epsilon` itself where not given.
@@ -64,7 +65,7 @@ def solve(
         ConvergenceError: if the solver cannot reach its tolerance.
         MPBUnavailableError, MPBError: if MPB is asked for and cannot be had, or fails.
     """
-    cells = epsilon if isinstance(epsilon, torch.Tensor) else torch.as_tensor(np.asarray(epsilon))
+    cells = as_tensor(epsilon)
     single = cells.ndim == 2
     cells = cells[None] if single else cells
     basis = basis_vectors(lattice)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 POLARIZATIONS = ("tm", "te")
 
@@ -37,6 +38,14 @@ class Bands(NamedTuple):
     error: Float64[torch.Tensor, " sample"]
 
 
+def as_tensor(epsilon: ArrayLike) -> torch.Tensor:
+    """Return permittivity as a tensor, whatever holds it: numpy of any strides and byte order, torch, xarray, lists."""
+    if isinstance(epsilon, torch.Tensor):
+        return epsilon
+    array = np.asarray(epsilon)
+    return torch.as_tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
 def checked_cells(
     epsilon: torch.Tensor | np.ndarray, *, bands: int, polarization: str, resolution: int | None
 ) -> tuple[Float64[torch.Tensor, "sample x y"], int]:
@@ -50,14 +59,18 @@ def checked_cells(
         polarization: "tm" or "te".
         resolution: pixels of the solver's grid along x, dividing the fine samples; those of `epsilon` if None.
 
+    Returns:
+        Cells, and a whole number.
+
     Raises:
         ValueError: if a rule above is broken; the message states the rule and the value received.
     """
     if polarization not in POLARIZATIONS:
         raise ValueError(f"`polarization` must be one of {', '.join(POLARIZATIONS)}, got {polarization!r}.")
-    if torch.as_tensor(epsilon).is_complex():
+    cells = as_tensor(epsilon)
+    if cells.is_complex():
         raise ValueError("`epsilon` must be real, got complex numbers.")
-    cells = torch.as_tensor(epsilon).to(torch.float64)
+    cells = cells.to(torch.float64)
     if cells.ndim != 3 or 0 in cells.shape:
         raise ValueError(f"`epsilon` must have shape (x, y) or (sample, x, y), got {tuple(cells.shape)}.")
     if not bool(torch.isfinite(cells).all()) or not bool((cells > 0).all()):

@@ -10,6 +10,7 @@ import functools
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 
 from data_gen.lattices import basis_vectors
 from data_gen.messages import Peer, read_message
-from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, checked_cells
+from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, as_tensor, checked_cells
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
@@ -76,8 +77,8 @@ def interpreter() -> str:
         MPBUnavailableError: if none does.
     """
     named = os.environ.get("MEEP_PYTHON")
-    conda = os.path.join(os.environ.get("CONDA_PREFIX", ""), "bin", "python")
-    for candidate in [named] if named else [sys.executable, conda, "/usr/bin/python3"]:
+    conda = [os.path.join(prefix, "bin", "python")] if (prefix := os.environ.get("CONDA_PREFIX")) else []
+    for candidate in [named] if named else [sys.executable, *conda, "/usr/bin/python3"]:
         try:
             Worker(candidate).close()
         except OSError:
@@ -87,6 +88,7 @@ def interpreter() -> str:
 
 
 _worker: Worker | None = None
+_one_at_a_time = threading.Lock()  # a dask worker may have several threads, and there is one pipe
 
 
 def worker() -> Worker:
@@ -141,6 +143,7 @@ def solve_bands(
         ConvergenceError: if the residuals say that a frequency is off by more than 1e-4.
     """
     basis = basis_vectors() if basis is None else basis
+    epsilon = as_tensor(epsilon).detach().cpu()
     cells, factor = checked_cells(epsilon, bands=bands, polarization=polarization, resolution=resolution)
     if polarization == "tm":
         name, arrays = "epsilon", np.asarray(block_mean(cells, factor))
@@ -160,11 +163,12 @@ def _solve_cell(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frequency, velocity and estimated error of one cell; a tighter tolerance where the first is too loose."""
     try:
-        answer = worker().ask(**request, tolerance=np.array(TOLERANCE))
-        frequency, velocity, error = _checked(answer, epsilon_mean)
-        if error > LARGEST_ERROR:
-            answer = worker().ask(**request, tolerance=np.array(TOLERANCE / 1000))
+        with _one_at_a_time:
+            answer = worker().ask(**request, tolerance=np.array(TOLERANCE))
             frequency, velocity, error = _checked(answer, epsilon_mean)
+            if error > LARGEST_ERROR:
+                answer = worker().ask(**request, tolerance=np.array(TOLERANCE / 1000))
+                frequency, velocity, error = _checked(answer, epsilon_mean)
     except MPBError as failure:
         raise MPBError(f"cell {index}: {failure}") from None
     if error > LARGEST_ERROR:

@@ -112,6 +112,12 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         pending, reduction = pending[~done], reduction.select(~done)
         if not len(pending):
             break
+    if len(pending):
+        worst = int(pending[answer.error[pending].argmax()])
+        raise ConvergenceError(
+            f"cell {start + worst}: estimated relative error {answer.error[worst]:.1e} of the largest basis, over "
+            f"{_BASIS_SHARE} of `tolerance` {tolerance}"
+        )
     worst = int(answer.error.argmax())
     if not answer.error[worst] <= tolerance:
         raise ConvergenceError(

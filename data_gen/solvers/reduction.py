@@ -50,7 +50,7 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
     grid, modes = operator.grid, _sampled(bands)
     size = _FIELDS_PER_MODE[polarization] * modes
-    if size >= grid.points:
+    if size >= grid.points or min(grid.shape) < 3:  # across so few points there are no standing waves
         return _whole_space(operator)
     waves = grid.standing_waves(_WAVES_PER_MODE * modes)
     eigenvalue, fields = operator.standing_modes(waves, modes)

@@ -18,7 +18,7 @@ import torch
 
 from data_gen.dos import integrate, scaled_frequencies
 from data_gen.labels import LabelSettings, distance, label_cells
-from data_gen.lattices import basis_vectors, wavevector_grid
+from data_gen.lattices import basis_vectors, half_grid
 from data_gen.plane_groups import point_group
 from data_gen.solvers import rbme
 from data_gen.unit_cells import unit_cell_family
@@ -30,7 +30,7 @@ PUBLISHED = LabelSettings(k_points=25, bands=10, smoothing="published")
 
 
 def density(cell: torch.Tensor, n: int) -> torch.Tensor:
-    bands = rbme.solve_bands(cell, wavevector_grid(n)[: (n * n + 1) // 2], bands=10, resolution=32)
+    bands = rbme.solve_bands(cell, half_grid(n), bands=10, resolution=32)
     return integrate(
         bands.frequency,
         bands.group_velocity,

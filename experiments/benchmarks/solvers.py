@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from data_gen.labels import LabelSettings, density
-from data_gen.lattices import wavevector_grid
+from data_gen.lattices import half_grid
 from data_gen.solvers import mpb, rbme
 
 RESULT = Path("experiments/results/solvers.json")
@@ -52,10 +52,6 @@ def sampled(radius: float, inside: float, outside: float) -> torch.Tensor:
     squared = ((torch.arange(FINE, dtype=torch.float64) + 0.5) / FINE - 0.5).square()
     inner = squared[:, None] + squared[None] < radius**2
     return torch.where(inner, inside, outside).double()[None]
-
-
-def half_grid(n: int) -> np.ndarray:
-    return wavevector_grid(n)[: (n * n + 1) // 2]
 
 
 def run_package(name: str, cells: list[dict], wavevectors: np.ndarray, settings: dict) -> tuple[np.ndarray, np.ndarray]:

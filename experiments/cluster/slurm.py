@@ -22,12 +22,13 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("slurm.yaml"))
     arguments = parser.parse_args()
     try:
-        dask.config.update_defaults(read_settings(arguments.config))
+        settings = read_settings(arguments.config)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    from dask_jobqueue import SLURMCluster
+    from dask_jobqueue import SLURMCluster  # which sets its own defaults, over what was set before
 
-    with SLURMCluster() as cluster:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    with dask.config.set(settings), SLURMCluster() as cluster:
         cluster.scale(jobs=arguments.jobs)
         print(f"scheduler: {cluster.scheduler_address}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

@@ -25,7 +25,7 @@ NAMES = {
     "e-simsiam": "E-SimSiam",
     "e-barlow": "E-Barlow",
     "published-supervised": "published encoder, supervised",
-    "published": "published recipe",
+    "published": "published, E-SimCLR of 15 epochs",
     "few-labels": "few labels",
     "few-labels-scratch": "few labels, no surrogate",
     "few-labels-e-simclr": "few labels, E-SimCLR for surrogate",
@@ -82,7 +82,7 @@ def summary(rows: pd.DataFrame, column: str = "relative_error") -> pd.DataFrame:
         column: which error.
 
     Returns:
-        Indexed by recipe, in the order of `NAMES`; columns dataset, labels, mean, deviation, runs.
+        Recipes in the order of `NAMES`; columns dataset, recipe, labels, mean, deviation, runs.
     """
     groups = rows.groupby(["dataset", "recipe", "labels"])[column]
     found = groups.agg(mean="mean", deviation="std", runs="count").reset_index()
@@ -138,18 +138,17 @@ def labels_needed(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns dataset, recipe, needed (not a number where the recipe does not get there; `fewest` where it is there
-        from the start), fewest and reference, the smallest and the largest number of labels.
+        from the start), fewest, the smallest number of labels, and reference, the largest of the yardstick.
     """
     means, found = summary(rows), []
     for dataset, of_dataset in means.groupby("dataset"):
-        reference = of_dataset["labels"].max()
         curves = {recipe: curve.sort_values("labels") for recipe, curve in of_dataset.groupby("recipe", sort=False)}
         if yardstick(rows) not in curves:
             continue
-        target = curves[yardstick(rows)]["mean"].iloc[-1]
+        reference, target = curves[yardstick(rows)][["labels", "mean"]].iloc[-1]
         for recipe, curve in curves.items():
             needed = first_crossing(curve["labels"].to_numpy(), curve["mean"].to_numpy(), target)
-            found.append((dataset, recipe, needed, curve["labels"].iloc[0], reference))
+            found.append((dataset, recipe, needed, curve["labels"].iloc[0], int(reference)))
     return pd.DataFrame(found, columns=["dataset", "recipe", "needed", "fewest", "reference"])
 
 

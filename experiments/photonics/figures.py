@@ -28,7 +28,7 @@ from experiments.photonics.comparison import (
     yardstick,
 )
 from experiments.photonics.datasets import load_plan
-from experiments.photonics.study import RUNS, TABLE, folders, load_scale
+from experiments.photonics.study import RUNS, TABLE, TABLES, folders, load_scale
 from experiments.photonics.table import read_rows
 from experiments.photonics.trials import Trial
 from photonic_essl.data import load_cells
@@ -99,6 +99,8 @@ def draw_labels_saved(rows: pd.DataFrame) -> Figure:
     needed, equal = labels_needed(rows), NAMES[yardstick(rows)]
     needed = needed[needed["recipe"].isin(NETWORKS)]
     datasets = list(needed["dataset"].unique())
+    if not datasets:
+        raise ValueError(f"the table has no rows of {equal}, which others would have to equal")
     figure, axes = plt.subplots(
         1, len(datasets), figsize=(1 + 4.4 * len(datasets), 3.6), squeeze=False, layout="constrained"
     )
@@ -124,8 +126,9 @@ def report(rows: pd.DataFrame, scale: str) -> str:
         *_error_tables(converged, "relative_error"),
         "## Paired differences",
         "First minus second, in percentage points, over runs that share the seed and the draw of labels; negative: the "
-        "first is better. p: two-sided t-test for pairs. Pairs that share a seed or a draw are not independent, so p "
-        "is a lower bound.",
+        "first is better. p: two-sided t-test of the differences averaged over draws, over seeds; and averaged over "
+        "seeds, over draws; the larger of the two. Where there is one draw, over seeds alone: other labels may say "
+        "otherwise. With so many comparisons, one in twenty falls below 0.05 by chance.",
         _paired_table(converged),
         "## Labels saved",
         f"Labels that each needs to equal *{NAMES[yardstick(converged)]}* at the largest number of labels; between the "
@@ -250,17 +253,24 @@ FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {"error": draw_errors, "s
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables and figures of a scale."""
     command = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    command.add_argument("--table", type=Path, default=TABLE, help="the tidy table")
+    command.add_argument("--table", type=Path, help="the tidy table; that of the scale where not given")
     command.add_argument("--scale", choices=("smoke", "laptop", "recipes", "paper"), default="laptop")
     command.add_argument("--runs", type=Path, default=RUNS, help="folder of the datasets and runs")
     arguments = command.parse_args(argv)
-    table, scale = arguments.table, arguments.scale
-    rows = read_table(table, scale)
+    scale = arguments.scale
+    table = arguments.table or TABLES.get(scale, TABLE)
+    try:
+        rows = read_table(table, scale)
+    except (FileNotFoundError, ValueError) as error:
+        command.error(str(error))
     text = report(rows, scale)
     table.with_suffix(".md").write_text(text)
     print(text)
     for name, draw in FIGURES.items():
-        _save(draw(on_converged_labels(rows)), table.with_name(f"{table.stem}_{name}.png"))
+        try:
+            _save(draw(on_converged_labels(rows)), table.with_name(f"{table.stem}_{name}.png"))
+        except ValueError as error:
+            print(f"{name} is not drawn: {error}")
     for dataset, row in shown(read_rows(table), scale).items():
         try:
             _save(draw_cells(row, arguments.runs), table.with_name(f"{table.stem}_cells_{dataset}.png"))

@@ -13,7 +13,7 @@ import fcntl
 import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from experiments.photonics.baselines import BASELINES
 from experiments.photonics.datasets import CONVERGED, DatasetPlan, load_plan, make
 from experiments.photonics.estimate import estimate
 from experiments.photonics.table import add_row, identity, read_rows
-from experiments.photonics.trials import RECIPES, SUPERVISED, Trial, remove_checkpoints, run_trial
+from experiments.photonics.trials import RECIPES, SUPERVISED, Trial, recipe_settings, remove_checkpoints, run_trial
 from experiments.processes import process_pool
 
 TABLE = Path("experiments/results/few_label_study.csv")
@@ -120,13 +120,29 @@ def run_study(study: Study, wanted: Sequence[Trial], processes: int = 1) -> None
 
 
 def unfinished(study: Study, wanted: Sequence[Trial]) -> dict[str, list[Trial]]:
-    """Return the trials that the table lacks, by the folder that they share."""
-    done = {identity(row) for row in read_rows(study.table)}
+    """Return the trials that the table lacks, by the folder that they share.
+
+    Raises:
+        ValueError: if a row was made by a recipe that has changed since.
+    """
+    rows = read_rows(study.table)
+    for row in rows:
+        check_recipe(row)
+    done = {identity(row) for row in rows}
     groups: dict[str, list[Trial]] = {}
     for trial in wanted:
         if identity(vars(trial)) not in done:
             groups.setdefault(trial.pretraining_folder, []).append(trial)
     return groups
+
+
+def check_recipe(row: Mapping[str, str]) -> None:
+    """Raise `ValueError` if the recipe of a row is not what it was."""
+    if row["recipe_settings"] != recipe_settings(row["recipe"]):
+        raise ValueError(
+            f"the recipe {row['recipe']} was {row['recipe_settings']} and is {recipe_settings(row['recipe'])} now: "
+            "give it another name, or remove its rows and runs"
+        )
 
 
 def run_group(study: Study, group: Sequence[Trial]) -> None:
@@ -160,8 +176,9 @@ def rerun(study: Study, row: dict[str, str]) -> float:
     """Run a row of the table again from its own record, in a folder of its own, and return by how much it differs.
 
     Raises:
-        ValueError: if the data are not those of the row.
+        ValueError: if the data or the recipe are not those of the row.
     """
+    check_recipe(row)
     trial = Trial.from_row(row)
     with tempfile.TemporaryDirectory() as folder:
         again = run_trial(trial, study.plans[trial.dataset], study.data, Path(folder), False)
@@ -189,11 +206,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rerun is not None:
         return rerun_from_table(table, arguments.rerun, arguments.runs, arguments.processes)
     scale = load_scale(arguments.scale)
-    plans = {name: load_plan(name, scale.name) for name in arguments.datasets or scale.datasets}
-    study = Study(table, *folders(arguments.runs, scale), plans, arguments.published_protocol)
-    recipes = arguments.recipes or [*scale.recipes, *BASELINES]
-    wanted = trials(scale, plans, recipes)
-    groups = unfinished(study, wanted)
+    try:
+        plans = {name: load_plan(name, scale.name) for name in arguments.datasets or scale.datasets}
+        study = Study(table, *folders(arguments.runs, scale), plans, arguments.published_protocol)
+        wanted = trials(scale, plans, arguments.recipes or [*scale.recipes, *BASELINES])
+        groups = unfinished(study, wanted)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
     missing = [trial for group in groups.values() for trial in group]
     print(f"{len(wanted)} rows, {len(wanted) - len(missing)} of them in {table}", flush=True)
     print(estimate(missing, plans, study.data, arguments.processes, study.published_protocol), flush=True)

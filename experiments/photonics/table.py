@@ -22,6 +22,7 @@ COLUMNS = (
     "pretraining_seconds",
     "seconds",
     "encoder",
+    "recipe_settings",
     "pretraining_epochs",
     "finetuning_epochs",
     "best_epoch",

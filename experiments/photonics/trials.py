@@ -1,6 +1,7 @@
 """One trial of the study: pre-train, fine-tune on a draw of labels, choose on validation, read the test split once."""
 
 import importlib.metadata
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -23,6 +24,12 @@ from photonic_essl.training import resolved_device
 SUPERVISED = "supervised"
 RECIPES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
 """The settings of each recipe that trains a network."""
+
+
+def recipe_settings(recipe: str) -> str:
+    """Return the settings of a recipe as the table holds them: JSON, or nothing for a baseline."""
+    return json.dumps(RECIPES[recipe], sort_keys=True) if recipe in RECIPES else ""
+
 
 ROUGH = "rough"
 """Kind of the labels that a surrogate is trained on."""
@@ -104,6 +111,7 @@ def run_trial(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, published
     training = load_cells(plan.file(data, "pool", trial.training_labels), labelled=True)
     validation = load_cells(plan.file(data, "validation"), labelled=True)
     facts = {
+        "recipe_settings": recipe_settings(trial.recipe),
         "invariance": plan.invariance,
         "training_data": training.fingerprint,
         "validation_data": validation.fingerprint,

@@ -15,7 +15,7 @@ from photonic_essl.pretraining import SelfSupervised, carry_out
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
 from photonic_essl.symmetry import TransformGroup, identity, quarter_turns
-from photonic_essl.training import derived_seed, resolved_device
+from photonic_essl.training import derived_seed, resolved_device, resolved_precision
 from photonic_essl.vision.augmentation import PUBLISHED_AUGMENTATIONS, Augmentations
 from photonic_essl.vision.backbones import ImageEncoder, load_encoder
 from photonic_essl.vision.datasets import Standardisation, load_images
@@ -118,7 +118,7 @@ def pretrain(
             "images": {"train": len(images.train), "test": len(images.test)},
             "probe_every": probe_every,
             "devices": devices,
-            "precision": precision,
+            "precision": resolved_precision(precision, device),
         },
     )
     device = resolved_device(device)
@@ -130,7 +130,15 @@ def pretrain(
         module.encoder.compile()
     monitor = NearestNeighbours(images, probe_every)
     run.begin_sitting(data=data)
-    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    return carry_out(
+        module,
+        run,
+        monitor,
+        device=device,
+        devices=devices,
+        precision=precision,
+        progress=progress,
+    )
 
 
 class ImagePretraining(SelfSupervised):

@@ -103,7 +103,10 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_help_comes_from_the_docstring_and_loads_only_what_it_shows(capsys):
-    assert call("generate", "--help") == 0
+    poem = {"poem": "this:s"}  # in a module of Python's that nothing imports
+    with pytest.raises(SystemExit) as stop:
+        run("data-gen", COMMANDS | poem, ["generate", "--help"])
+    assert stop.value.code == 0
     shown = capsys.readouterr().out
     for text in (
         "Write a dataset of cells.",
@@ -112,7 +115,7 @@ def test_help_comes_from_the_docstring_and_loads_only_what_it_shows(capsys):
         "default: 3",
     ):
         assert text in shown
-    assert "not_a_module" not in sys.modules
+    assert "this" not in sys.modules
 
 
 def test_overview_says_what_each_command_does_without_importing_it(capsys):

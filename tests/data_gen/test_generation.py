@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from distributed import LocalCluster
 
 import data_gen
@@ -250,6 +251,8 @@ def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(fails, me
     out = tmp_path / "a.h5"
     assert run_data_gen("generate", "rods", "--out", out, "--workers", 1, *LABELLED) == 1
     assert "1 of 3 cells failed" in capsys.readouterr().err
+    assert run_data_gen("generate", "rods", "--out", out, "--workers", 1, *LABELLED) == 1
+    assert "1 of 3 cells failed" in capsys.readouterr().err
     with data_gen.open_dataset(out) as dataset:
         assert dataset["status"].values.tolist() == [0, 1, 0]
         assert f"seed 0, index 1: {message}".encode() in dataset["error_message"].values[1]
@@ -265,6 +268,8 @@ def test_running_again_changes_nothing_and_other_settings_are_refused(tmp_path, 
     assert run_data_gen(*words, "--samples", 4) == 0
     assert run_data_gen(*words, "--samples", 5) == 2
     assert "samples 4, and this run asks for 5" in capsys.readouterr().err
+    assert run_data_gen("generate", "rods", "--out", out, "--workers", 1, "--samples", 4) == 2
+    assert "--unlabelled', and this run asks for" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 
@@ -299,7 +304,8 @@ def test_two_runs_at_once_are_refused(tmp_path):
         (["blob", "--samples", 3, "--plane-group", "p4"], "`plane_group` and `cutoff` belong to family level-set"),
         (["level-set", "--samples", 3, "--plane-group", "p4", "--cutoff", 9], "`cutoff` must be from 1 to 8, got 9"),
         (["blob", "--samples", 3, "--bands", 0], "`bands` must be at least 1, got 0"),
-        (["blob", "--samples", 3, "--k-points", 0], "`k_points` must be at least 1, got 0"),
+        (["blob", "--samples", 3, "--k-points", 1], "`k_points` must be at least 2, for a coarser grid tells the er"),
+        (["blob", "--samples", 3, "--resolution", 4, "--bands", 17], "`bands` must be at most the number of plane w"),
         (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),
         (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be from"),
         (["blob", "--samples", 3, "--keep-bands"], "`keep_bands` needs"),
@@ -345,6 +351,12 @@ def test_info_and_preview(tmp_path, capsys):
     assert run_data_gen("preview", out, "--out", picture, "--cells", 0) == 2
     assert "`cells` must be at least 1, got 0" in capsys.readouterr().err
     assert run_data_gen("info", tmp_path / "none.h5") == 2
+    capsys.readouterr()
+    failed = tmp_path / "failed.h5"
+    with xr.load_dataset(out) as cells:
+        cells.assign(status=cells["status"] * 0 + 1).to_netcdf(failed, engine="h5netcdf")
+    assert run_data_gen("info", failed) == 0
+    assert "3 cells, 3 failed" in capsys.readouterr().out
 
 
 def test_the_command_in_the_file_makes_the_same_file(tmp_path):

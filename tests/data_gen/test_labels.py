@@ -4,7 +4,7 @@ import torch
 
 import data_gen
 from data_gen import labels
-from data_gen.labels import AccuracyError, LabelSettings, label_cells
+from data_gen.labels import AccuracyError, LabelSettings, distance, label_cells
 from data_gen.unit_cells import unit_cell_family
 
 CELL = unit_cell_family("blob").draw(0, 6, 8).epsilon
@@ -14,6 +14,23 @@ def test_a_label_that_the_finest_grid_leaves_too_far_is_never_returned(monkeypat
     monkeypatch.setattr(labels, "GRIDS", (3, 9))
     with pytest.raises(AccuracyError, match=r"cell 0: the 9 × 9 grid leaves the label .* over 1e-05"):
         data_gen.label(CELL, accuracy=1e-5, resolution=8)
+
+
+@pytest.mark.parametrize("index", [0, 6])
+def test_a_default_label_is_as_near_to_the_limit_as_it_says(index):
+    cell = unit_cell_family("blob").draw(0, index, 8).epsilon
+    label = data_gen.label(cell, resolution=8)
+    fine = data_gen.label(cell, resolution=8, k_points=151)
+    off = distance(torch.from_numpy(label["dos"].values)[None], torch.from_numpy(fine["dos"].values)[None]).item()
+    assert 0 < off <= float(label["dos_error"]) + float(fine["dos_error"])
+    assert float(label["dos_error"]) <= 5e-4
+
+
+@pytest.mark.parametrize("n", [4, 8, 15, 25])
+def test_the_error_of_a_label_on_any_grid_is_not_understated(n):
+    label, fine = (data_gen.label(CELL, resolution=8, k_points=points, bands=12) for points in (n, 101))
+    off = distance(torch.from_numpy(label["dos"].values)[None], torch.from_numpy(fine["dos"].values)[None]).item()
+    assert off <= 2 * float(label["dos_error"])
 
 
 def test_an_unknown_polarization_is_refused_before_anything_is_solved():

@@ -172,6 +172,7 @@ def test_a_file_that_is_there_is_not_written_over(published, capsys):
             {"lattice": [1.0, 0.0, 0.0, 1.5]},
             "the published layout is for the square lattice, got [1. 0. 0. 1.5]",
         ),
+        ("blob", {"polarization": "te"}, "the published layout holds labels for TM, these are for te"),
         ("blob", {"frequency": np.linspace(0, 0.9, 500)}, "needs labels on its 500 scaled frequencies, 0 … 1.2"),
         ("rods", {}, "the published trainer knows no family rods; give `out` a file name"),
     ],
@@ -179,7 +180,7 @@ def test_a_file_that_is_there_is_not_written_over(published, capsys):
 def test_what_the_published_layout_cannot_hold_is_refused(family, change, message, tmp_path, capsys):
     file, settings = tmp_path / "a.h5", kind(family=family)
     settings["fixed"] |= {name: value for name, value in change.items() if name == "frequency"}
-    settings["attributes"] |= {name: value for name, value in change.items() if name == "lattice"}
+    settings["attributes"] |= {name: value for name, value in change.items() if name != "frequency"}
     write_dataset(file, [arrays(2)], samples=2, **settings)
     assert run_data_gen("export-legacy", file, "--out", tmp_path) == 2
     assert message in capsys.readouterr().err

@@ -206,8 +206,27 @@ def test_frequency_at_rest_has_no_gradient():
 def test_never_returns_what_has_not_converged(monkeypatch):
     cells = np.stack([np.full((32, 32), 2.0), level_set(32, seed=0)])
     monkeypatch.setattr(rbme, "_EXTENSIONS", 0)
-    with pytest.raises(ConvergenceError, match=r"cell 1: estimated relative error .* over `tolerance` 1e-09"):
+    with pytest.raises(ConvergenceError, match=r"cell 1: .* of the largest basis, over 0\.\d+ of `tolerance` 1e-09"):
         solve_bands(cells, GENERIC, tolerance=1e-9)
+    with pytest.raises(ConvergenceError, match="cell 0: estimated relative error"):
+        solve_bands(level_set(4, seed=0)[None], GENERIC, bands=4, tolerance=1.2e-11)  # rounding alone is 1e-11
+
+
+@pytest.mark.parametrize("thin", [1, 2])
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_layers_one_or_two_pixels_wide(polarization, thin):
+    layers = np.where(np.arange(64) < 16, 9.0, 1.0)
+    k = np.array([(0.0, 0.3), (0.0, 0.5)])
+    settings = {"bands": 2, "polarization": polarization, "basis": np.array([(0.1, 0.0), (0.0, 1.0)])}
+    narrow, wide = (solve_bands(np.tile(layers, (1, width, 1)), k, **settings).frequency for width in (thin, 5))
+    torch.testing.assert_close(narrow, wide, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [lambda cell: cell[::-1], np.rot90, lambda cell: cell.astype(">f8")])
+def test_cells_of_any_strides_and_byte_order(change):
+    cell = level_set(8, seed=0)
+    expected = solve_bands(np.ascontiguousarray(change(cell), dtype=float)[None], GENERIC, bands=4).frequency
+    assert torch.equal(solve_bands(change(cell)[None], GENERIC, bands=4).frequency, expected)
 
 
 @pytest.mark.parametrize(

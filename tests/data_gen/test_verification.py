@@ -2,7 +2,7 @@ import pytest
 import xarray as xr
 
 from data_gen.generation import generate
-from data_gen.verification import verify
+from data_gen.verification import _report, tolerances, verify
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +24,11 @@ def test_a_file_agrees_with_mpb_and_a_changed_label_does_not(labelled, tmp_path,
     with pytest.raises(RuntimeError, match="beyond tolerance in label over 1 cells"):
         verify(changed, samples=1)
     assert "BEYOND TOLERANCE" in capsys.readouterr().out
+
+
+def test_what_is_not_a_number_is_beyond_tolerance():
+    with pytest.raises(RuntimeError, match="beyond tolerance in label"):
+        _report([{name: (0.0, float("nan") if name == "label" else 0.0) for name in tolerances("tm")}], "tm")
 
 
 def test_what_cannot_be_verified_is_refused(labelled, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from data_gen.dataset import open_dataset
 from data_gen.generation import Plan
 from data_gen.labels import LabelSettings
-from experiments.photonics import baselines, comparison, datasets, figures, study, table
+from experiments.photonics import baselines, comparison, datasets, figures, study, table, trials
 from experiments.photonics.splits import LeakError, canonical_form, check_disjoint
 from experiments.photonics.trials import Trial, run_trial
 from photonic_essl import evaluate
@@ -301,8 +301,25 @@ def test_tables_and_figures_come_from_the_table_alone(finished, tmp_path, capsys
     for name in figures.FIGURES:
         assert finished.table.with_name(f"table_{name}.png").stat().st_size > 5000
     assert "no predictions for blob are drawn" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no rows of the scale paper"):
+    with pytest.raises(SystemExit):
         figures.main(["--table", str(finished.table), "--scale", "paper"])
+    assert "no rows of the scale paper" in capsys.readouterr().err
+
+
+def test_a_recipe_that_has_changed_is_not_mixed_with_what_it_was(finished, monkeypatch):
+    row = next(row for row in table.read_rows(finished.table) if row["recipe"] == "few-labels")
+    monkeypatch.setitem(trials.RECIPES, "few-labels", {"finetune": {"learning_rate": 1.0}})
+    for use in (lambda: study.unfinished(finished, WANTED), lambda: study.rerun(finished, row)):
+        with pytest.raises(ValueError, match="the recipe few-labels was .* now: give it another name"):
+            use()
+
+
+def test_labels_saved_are_told_of_what_was_run_alone(finished):
+    rows = comparison.on_converged_labels(comparison.read_table(finished.table, "smoke"))
+    part = rows[(rows["recipe"] != "supervised") | (rows["labels"] == 3)]
+    assert set(comparison.labels_needed(part)["reference"]) == {3}
+    with pytest.raises(ValueError, match="no rows of supervised"):
+        figures.draw_labels_saved(part[part["recipe"] != "supervised"])
 
 
 def test_predictions_are_drawn_where_the_models_are(finished):

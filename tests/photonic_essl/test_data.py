@@ -47,6 +47,15 @@ def test_a_missing_damaged_unlabelled_or_other_file_is_refused(tmp_path, unlabel
         load_cells(write_cells(tmp_path / "coarse.nc", 3, frequency=FREQUENCY * 0.75), labelled=True)
 
 
+def test_labels_of_too_few_bands_are_refused(tmp_path):
+    file = write_cells(tmp_path / "whole.nc", 3)
+    with xr.load_dataset(file) as cells:
+        cells["covered_frequency"] = ("sample", np.array([1.2, 0.9, 1.0]))
+        cells.to_netcdf(tmp_path / "short.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"labels of too few bands: in 1 cells they cover ωn to 0\.900"):
+        load_cells(tmp_path / "short.nc", labelled=True)
+
+
 def test_a_file_of_failures_alone_has_no_labelled_cells(tmp_path):
     path = write_cells(tmp_path / "cells.nc", 2)
     stored = xr.load_dataset(path)

@@ -72,6 +72,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(finished, labelle
     monkeypatch.setattr(finetuning.FineTuning, "losses", stopped)
     with pytest.raises(OSError, match="the power went out"):
         finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+    assert read_record(tmp_path / "run" / "run.json")["seconds"] > 0.01
     monkeypatch.setattr(finetuning.FineTuning, "losses", whole)
     resumed = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
     assert torch.equal(resumed(cells.epsilon), load_regressor(finished)(cells.epsilon))
@@ -122,9 +123,9 @@ def test_splits_are_nested_and_share_no_cell(cells):
         assert not set(numbers(trained_on)) & set(numbers(validated_on))
         assert len(trained_on) + len(validated_on) == len(cells)
     assert numbers(split(cells, 5, label_seed=4)[0]) != numbers(few[0])
-    given = split(cells, 20, validation=few[1])
-    assert len(given[0]) == 20
-    assert given[1] is few[1]
+    given = split(many[0], 12, validation=many[1])
+    assert len(given[0]) == 12
+    assert given[1] is many[1]
 
 
 def test_published_settings():
@@ -184,6 +185,16 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
 def test_bad_settings_are_refused_before_anything_is_written(settings, message, labelled, tmp_path):
     with pytest.raises(ValueError, match=message):
         finetune(labelled, tmp_path / "run", **{"labels": 10, **SMALL, **settings})
+    assert not (tmp_path / "run").exists()
+
+
+def test_cells_to_validate_on_are_of_the_same_kind_and_not_trained_on(labelled, tmp_path):
+    with pytest.raises(ValueError, match="10 of the cells to validate on are among those to train on"):
+        finetune(labelled, tmp_path / "run", labels=10, validation=labelled, **SMALL)
+    for change in ({"polarization": "te"}, {"grid": (16, 16)}, {"lattice": [1.0, 0.0, 0.0, 1.5]}):
+        other = write_cells(tmp_path / "other.nc", 5, seed=9, **change)
+        with pytest.raises(ValueError, match="cells to validate on have grid, lattice vectors and polarization"):
+            finetune(labelled, tmp_path / "run", labels=10, validation=other, **SMALL)
     assert not (tmp_path / "run").exists()
 
 

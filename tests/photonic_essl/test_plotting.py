@@ -119,11 +119,11 @@ def test_turned_dos_is_on_unscaled_frequencies_and_keeps_the_states(ax):
     assert ax.get_xlim()[1] > 2 * density.max()
 
 
-def test_uncertainty_is_shaded_on_both_sides(ax):
+def test_an_interval_is_shaded_between_its_bounds(ax):
     predicted = empty_lattice()[:400]
-    draw_dos(predicted, predicted, ax, uncertainty=np.full(400, 0.5))
+    draw_dos(predicted, predicted, ax, interval=(predicted - 0.5, predicted + 1))
     extent = ax.collections[0].get_paths()[0].get_extents()
-    assert (extent.y0, extent.y1) == pytest.approx((-0.5, predicted[-1] + 0.5))
+    assert (extent.y0, extent.y1) == pytest.approx((-0.5, predicted[-1] + 1))
 
 
 def test_error_distribution_ends_at_all_cells(ax):

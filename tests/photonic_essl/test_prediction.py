@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,14 @@ def calibrated(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cells(labelled):
     return load_cells(labelled, labelled=True)
+
+
+def test_data_are_not_written_over(finished, labelled, tmp_path):
+    file = shutil.copy(labelled, tmp_path / "cells.nc")
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="`out` must be another file than `data`"):
+        predict(finished, file, file)
+    assert file.read_bytes() == before
 
 
 def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells):

@@ -18,7 +18,7 @@ from photonic_essl.runs import read_record, read_records, write_record
 
 from .conftest import write_cells
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 TABLE = "recipe,labels,error\nsupervised,50,0.9\nsupervised,100,10.1\nsupervised,200,2.5\n"
 
 
@@ -146,6 +146,22 @@ def test_data_that_are_gone_are_called_so(folder, tmp_path):
     write_record(tmp_path / "encoder" / "run.json", record)
     report(tmp_path / "encoder", out=tmp_path / "a.html")
     assert "The file is not where it was, or holds other cells now" in (tmp_path / "a.html").read_text()
+
+
+def test_the_code_of_an_encoder_runs_only_if_the_user_names_it(labelled, tmp_path):
+    factory = "tests.photonic_essl.test_encoders:own_network"
+    finetune(labelled, tmp_path / "model", encoder=factory, labels=12, epochs=1, progress=False)
+    test, out = write_cells(tmp_path / "test.h5", 5, seed=3), tmp_path / "a.html"
+    with pytest.raises(ValueError, match="whose code runs only if `encoder` names it"):
+        report(tmp_path / "model", out=out, data=test)
+    report(tmp_path / "model", out=out, data=test, encoder=factory)
+    assert out.exists()
+
+
+def test_cells_of_another_polarization_are_refused(folder, tmp_path):
+    test = write_cells(tmp_path / "te.h5", 5, polarization="te")
+    with pytest.raises(ValueError, match="the model predicts TM, the cells are for TE"):
+        report(folder / "model", out=tmp_path / "a.html", data=test)
 
 
 def test_bad_input_is_one_line(folder, unlabelled, tmp_path, capsys):

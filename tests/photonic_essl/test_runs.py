@@ -1,6 +1,26 @@
 import re
 
+import pytest
+
+from data_gen.dataset import partial_of
 from photonic_essl import runs
+from photonic_essl.finetuning import finetune
+
+
+def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path):
+    partial_of(tmp_path / "run.json").write_text("{")
+    run = runs.Run(tmp_path, "finetune", {"epochs": 1})
+    run.begin_sitting()
+    assert runs.read_record(tmp_path / "run.json")["settings"] == {"epochs": 1}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="exists and is not the folder of a run"):
+        runs.Run(tmp_path / "elsewhere", "finetune", {})
+
+
+def test_the_precision_that_trains_is_recorded(labelled, tmp_path):
+    finetune(labelled, tmp_path / "run", labels=5, epochs=1, device="cpu", progress=False)
+    assert runs.read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "32-true"
 
 
 def test_the_commit_is_the_packages_own_or_none(other_repository, monkeypatch):

@@ -10,6 +10,8 @@ GROUPS = [
     "mirrors",
     "square",
     "hexagon",
+    "rhombus",
+    "half-turn",
     "translations/2",
     "translations",
     "mirrors * quarter-turns",
@@ -97,7 +99,7 @@ def test_groups_that_do_not_fit_are_refused(name, grid, lattice, message):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"unknown group 'spin'; there are identity, translations"):
+    with pytest.raises(ValueError, match=r"unknown group 'spin'; there are identity, half-turn"):
         group("mirrors * spin")
     with pytest.raises(ValueError, match="unknown group 'mirrors/2'"):
         group("mirrors/2")
@@ -119,10 +121,12 @@ def test_what_cannot_be_is_refused():
 
 def test_an_empty_lattice_has_all_its_symmetries():
     names = {"square": SQUARE, "hexagon": HEXAGONAL, "mirrors": torch.tensor([[1.0, 0.0], [0.0, 1.5]])}
-    for name, lattice in names.items():
-        assert symmetry.lattice_symmetries(GRID, lattice).name == f"translations * {name}"
     assert symmetry.lattice_symmetries((4, 6), SQUARE).name == "translations * mirrors"
-    assert symmetry.lattice_symmetries(GRID, torch.tensor([[1.0, 0.0], [0.3, 1.2]])).name == "translations"
+    names |= {"rhombus": torch.tensor([[0.8, -0.6], [0.8, 0.6]]), "half-turn": torch.tensor([[1.0, 0.0], [0.3, 1.2]])}
+    for name, lattice in names.items():
+        chosen = symmetry.lattice_symmetries(GRID, lattice)
+        assert chosen.name == f"translations * {name}"
+        assert group(chosen.name).order(GRID) == 36 * symmetry.NAMED_GROUPS[name]().order(GRID)
 
 
 def test_published_groups():

@@ -19,7 +19,7 @@ from photonic_essl.regression import load_regressor
 from tests.photonic_essl.conftest import write_cells
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the Python package playwright")
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: `apt install chromium`")
 SECONDS = 60
 MOVES = 5
