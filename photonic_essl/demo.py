@@ -24,7 +24,7 @@ SEEDS = {"unlabelled": 0, "pool": 1, "validation": 2, "test": 3}
 
 
 def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
-    """Do the whole main job on blob cells, small enough for two CPU cores: about ten minutes.
+    """Do the whole main job on blob cells, small enough for two CPU cores: some five minutes.
 
     Labels cells with the fast solver and verifies some of them with MPB, pre-trains an encoder on unlabelled cells,
     fine-tunes it on few labels, and compares it on held-out cells with the same network from new weights and with the

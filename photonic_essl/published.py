@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from photonic_essl.encoders import Encoder
+from photonic_essl.saving import one_line
 from photonic_essl.torch_files import read_torch_file
 
 _TRUNK = re.compile(r"(?:.*\.)?enc\.enc_block2d\.(.+)")
@@ -38,7 +39,7 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> Encoder:
     try:
         encoder.load_state_dict({ours: value for key, value in state.items() if (ours := _our_key(str(key)))})
     except RuntimeError as error:
-        raise ValueError(f"{source} holds an encoder of another architecture: {error}") from None
+        raise ValueError(f"{source} holds an encoder of another architecture: {one_line(error)}") from None
     encoder.eval().save_pretrained(out)
     print(f"Encoder written to {out}.")
     return encoder

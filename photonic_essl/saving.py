@@ -91,7 +91,7 @@ def load_folder(kind: type[SavedModel], path: str | Path, network: nn.Module | N
         model = kind(**settings)
         model.load_state_dict(weights)
     except Exception as error:
-        raise ValueError(f"the {noun} in {path} is of another architecture: {error}") from error
+        raise ValueError(f"the {noun} in {path} is of another architecture: {one_line(error)}") from error
     return model.eval()
 
 
@@ -113,7 +113,7 @@ def read_folder(path: str | Path, noun: str = "model") -> tuple[dict[str, Any], 
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = digest(settings, weights)
     except Exception as error:  # whatever the readers of either format raise
-        raise ValueError(f"the {noun} in {path} is damaged: {error}.") from error
+        raise ValueError(f"the {noun} in {path} is damaged: {one_line(error)}.") from error
     if saved is None:
         raise ValueError(f"the {noun} in {path} has no digest: it is damaged, or was saved by something else.")
     if found != saved:
@@ -128,6 +128,11 @@ def digest(settings: Any, weights: Mapping[str, Tensor] = MappingProxyType({})) 
         found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
         found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """Return what an error says, on one line, as torch does not."""
+    return " ".join(str(error).split())
 
 
 def weights_fingerprint(module: nn.Module) -> str:

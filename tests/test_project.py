@@ -22,7 +22,7 @@ CONDA_NAMES = {
     "dask": "dask-core",
     "playwright": "playwright-python",
 }
-ONLY_CONDA = {"python", "pymeep"}
+ONLY_CONDA = {"python", "pymeep", "docstring_parser", "typeshed_client"}  # the last two: jsonargparse[signatures]
 
 
 def split(requirement):

@@ -10,10 +10,13 @@ Queue, account, cores and wall time come from `slurm.yaml` beside this file: edi
 import argparse
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import yaml
+
+if TYPE_CHECKING:
+    from dask_jobqueue import SLURMCluster
 
 
 def main() -> None:
@@ -25,13 +28,19 @@ def main() -> None:
         settings = read_settings(arguments.config)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    from dask_jobqueue import SLURMCluster  # which sets its own defaults, over what was set before
-
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    with dask.config.set(settings), SLURMCluster() as cluster:
+    with slurm_cluster(settings) as cluster:
         cluster.scale(jobs=arguments.jobs)
         print(f"scheduler: {cluster.scheduler_address}", flush=True)
         signal.sigwait({signal.SIGINT, signal.SIGTERM})
+
+
+def slurm_cluster(settings: dict[str, Any]) -> "SLURMCluster":
+    """Return a cluster without workers yet, with settings over the defaults of dask-jobqueue."""
+    from dask_jobqueue import SLURMCluster  # which sets its defaults over what is there
+
+    dask.config.update(dask.config.config, settings, priority="new")
+    return SLURMCluster()
 
 
 def read_settings(file: Path) -> dict[str, Any]:

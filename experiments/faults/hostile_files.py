@@ -341,7 +341,8 @@ def outcome_of(kind: Kind, originals: Path, folder: Path, seed: int, contents: b
     try:
         found = kind.read(path)
     except CLEAR as error:
-        outcome = REFUSED if str(error).strip() else f"refused without a word: {type(error).__name__}"
+        words = str(error).strip()
+        outcome = REFUSED if words and "\n" not in words else f"REFUSED IN NO LINE OR MORE: {type(error).__name__}"
         if whole:
             return f"A WHOLE FILE WAS REFUSED: {error}"
     except MemoryError:

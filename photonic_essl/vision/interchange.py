@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from photonic_essl.saving import load_folder
+from photonic_essl.saving import load_folder, one_line
 from photonic_essl.torch_files import read_torch_file
 from photonic_essl.vision.backbones import ImageEncoder
 from photonic_essl.vision.datasets import STANDARDISATIONS
@@ -47,7 +47,7 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> ImageEncoder:
     try:
         encoder.network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{source} holds no {name} of torchvision's: {error}") from None
+        raise ValueError(f"{source} holds no {name} of torchvision's: {one_line(error)}") from None
     encoder.eval().save_pretrained(out)
     print(f"Encoder {name} written to {out}.")
     return encoder

@@ -310,7 +310,7 @@ def test_a_recipe_that_has_changed_is_not_mixed_with_what_it_was(finished, monke
     row = next(row for row in table.read_rows(finished.table) if row["recipe"] == "few-labels")
     monkeypatch.setitem(trials.RECIPES, "few-labels", {"finetune": {"learning_rate": 1.0}})
     for use in (lambda: study.unfinished(finished, WANTED), lambda: study.rerun(finished, row)):
-        with pytest.raises(ValueError, match="the recipe few-labels was .* now: give it another name"):
+        with pytest.raises(ValueError, match=r"the recipe few-labels was .* now: give it another name"):
             use()
 
 
