@@ -32,6 +32,7 @@ RESULT = Path("experiments/results/kills.json")
 SECONDS_TO_END = 300  # for what a killed command has started: on a busy machine, an import takes minutes
 COST = ("pretraining_seconds", "seconds")  # columns of the table that differ from run to run
 UNFINISHED = ("*.part", "*.partial", "*.shard")
+PER_SITTING = {"logs", "tensorboard", "checkpoints"}  # folders of which a run has as much as it had sittings
 
 Contents = dict[str, Any]
 
@@ -100,6 +101,8 @@ def contents(folder: Path) -> Contents:
             found[name] = [column.tolist() for column in read_log(file.parent, "loss")]
         elif any(file.match(pattern) for pattern in UNFINISHED):
             found[name] = "left behind"
+        elif file.is_file() and not PER_SITTING & set(file.relative_to(folder).parts):
+            found[name] = "there"
     for row in table.read_rows(folder / "table.csv"):
         key = " ".join(table.identity(row))
         found[key] = [*found.get(key, []), {name: row[name] for name in row if name not in COST}]
