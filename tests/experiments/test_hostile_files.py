@@ -57,7 +57,8 @@ def test_what_must_not_happen_is_noticed(tmp_path):
     assert outcome(raising(ValueError("the file is damaged"))) == REFUSED
     untouched = next(seed for seed in range(1000) if np.random.default_rng(seed).random() > 0.96)
     assert outcome(raising(ValueError("no")), untouched) == "A WHOLE FILE WAS REFUSED: no"
-    assert outcome(raising(ValueError(""))) == "refused without a word: ValueError"
+    for words in ("", "one\ntwo"):
+        assert outcome(raising(ValueError(words))) == "REFUSED IN NO LINE OR MORE: ValueError"
     assert outcome(raising(KeyError("x"))) == "ANOTHER EXCEPTION: KeyError"
     assert outcome(raising(MemoryError())) == "BEYOND THE MEMORY LIMIT"
 
