@@ -26,9 +26,8 @@ def info(file: Path, /) -> None:
             shape = ", ".join(f"{dimension} {size}" for dimension, size in variable.sizes.items())
             units = variable.attrs.get("units", "")
             lines.append(f"  {name:22s} ({shape})  [{units}]  {variable.attrs.get('long_name', '')}")
-        if "dos_error" in dataset:
+        if "dos_error" in dataset and (status != STATUS_FAILED).any():
             error = dataset["dos_error"].values[status != STATUS_FAILED]
-        if "dos_error" in dataset and len(error):
             lines.append(f"dos_error: mean {error.mean():.2e}, largest {error.max():.2e}")
         attributes = dict(dataset.attrs)
         if "command" in attributes:
