@@ -152,7 +152,7 @@ def generate(
         solver: rbme is fast, mpb the reference.
         polarization: tm (E along z) or te (H along z).
         resolution: pixels along each lattice vector.
-        k_points: n of the n × n grid of wavevectors; where not given, each cell gets what `accuracy` needs.
+        k_points: n of the n × n grid of wavevectors, 2 or more; where not given, each cell gets what `accuracy` needs.
         accuracy: largest distance of a label from the k → ∞ limit, relative error.
         bands: number of bands; where not given, as many as the label needs (10 with `keep_bands`).
         smoothing: standard deviation of the Gaussian in scaled frequency, or "published" for the published program's.
@@ -175,9 +175,8 @@ def generate(
         raise ValueError(f"`workers` must be at least 1, got {workers}")
     out = Path(out)
     attributes = provenance(plan)
-    if _is_finished(out, attributes):
-        with open_dataset(out) as dataset:
-            failed = int((dataset["status"].values == STATUS_FAILED).sum())
+    failed = _failed_in_finished(out, attributes)
+    if failed is not None:
         print(f"{out} is already there, made with these settings")
     else:
         with open_shards(out, attributes) as shards:
@@ -310,18 +309,19 @@ def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict[str, Any])
     return failed
 
 
-def _is_finished(out: Path, attributes: dict[str, Any]) -> bool:
-    """Return whether `out` is the file of this plan; raises `ValueError` if it is another file."""
+def _failed_in_finished(out: Path, attributes: dict[str, Any]) -> int | None:
+    """Return how many cells failed in the file of this plan, None if there is none; another file is a `ValueError`."""
     if not out.exists():
-        return False
+        return None
     with open_dataset(out) as dataset:
         found = {name: np.asarray(value).tolist() for name, value in dataset.attrs.items()}
+        failed = int((dataset["status"].values == STATUS_FAILED).sum())
     for name, value in attributes.items():
         if name != "package_commit" and found.get(name) != value:
             raise ValueError(
                 f"{out} exists, with {name} {found.get(name)!r}, and this run asks for {value!r}; remove it first"
             )
-    return True
+    return failed
 
 
 def _commit() -> str:
