@@ -25,12 +25,6 @@ SUPERVISED = "supervised"
 RECIPES: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("recipes.yaml").read_text())
 """The settings of each recipe that trains a network."""
 
-
-def recipe_settings(recipe: str) -> str:
-    """Return the settings of a recipe as the table holds them: JSON, or nothing for a baseline."""
-    return json.dumps(RECIPES[recipe], sort_keys=True) if recipe in RECIPES else ""
-
-
 ROUGH = "rough"
 """Kind of the labels that a surrogate is trained on."""
 
@@ -40,6 +34,11 @@ TEST_COLUMNS = {
     "coarse": "relative_error_coarse_labels",
 }
 """Where the error on the test split goes, by the kind of label that it is measured against."""
+
+
+def recipe_settings(recipe: str) -> str:
+    """Return the settings of a recipe as the table holds them: JSON, or nothing for a baseline."""
+    return json.dumps(RECIPES[recipe], sort_keys=True) if recipe in RECIPES else ""
 
 
 @dataclass(frozen=True)
