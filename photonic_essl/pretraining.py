@@ -136,15 +136,7 @@ def pretrain(
         module.encoder.compile()
     run.begin_sitting(data=str(data))
     monitor = Probe(probed, probe_every) if probed else None
-    return carry_out(
-        module,
-        run,
-        monitor,
-        device=device,
-        devices=devices,
-        precision=precision,
-        progress=progress,
-    )
+    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
 
 
 def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> Encoder:

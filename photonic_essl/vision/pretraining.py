@@ -130,15 +130,7 @@ def pretrain(
         module.encoder.compile()
     monitor = NearestNeighbours(images, probe_every)
     run.begin_sitting(data=data)
-    return carry_out(
-        module,
-        run,
-        monitor,
-        device=device,
-        devices=devices,
-        precision=precision,
-        progress=progress,
-    )
+    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
 
 
 class ImagePretraining(SelfSupervised):
