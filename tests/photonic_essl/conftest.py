@@ -5,6 +5,10 @@ import pytest
 import torch
 import xarray as xr
 
+from photonic_essl.data import load_cells
+from photonic_essl.finetuning import finetune
+
+SMALL = {"epochs": 3, "batch_size": 8, "device": "cpu", "progress": False}
 FREQUENCY = np.linspace(0.0, 1.2, 500)
 
 
@@ -49,6 +53,19 @@ def unlabelled(tmp_path_factory):
 @pytest.fixture(scope="session")
 def labelled(tmp_path_factory):
     return write_cells(tmp_path_factory.mktemp("data") / "labelled.nc", 20, seed=2)
+
+
+@pytest.fixture(scope="session")
+def cells(labelled):
+    return load_cells(labelled, labelled=True)
+
+
+@pytest.fixture(scope="session")
+def finished(labelled, tmp_path_factory):
+    """The folder of a fine-tuning that is done; to be copied before it is changed."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    finetune(labelled, out, labels=10, **SMALL)
+    return out
 
 
 @pytest.fixture(autouse=True)

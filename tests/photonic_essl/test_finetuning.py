@@ -15,22 +15,8 @@ from photonic_essl.recipes import load_recipe
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import read_record, write_record
 
-from .conftest import write_cells
+from .conftest import SMALL, write_cells
 from .test_encoders import own_network
-
-SMALL = {"epochs": 3, "batch_size": 8, "device": "cpu", "progress": False}
-
-
-@pytest.fixture(scope="module")
-def finished(labelled, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    finetune(labelled, out, labels=10, **SMALL)
-    return out
-
-
-@pytest.fixture(scope="module")
-def cells(labelled):
-    return load_cells(labelled, labelled=True)
 
 
 def test_a_run_leaves_model_settings_and_logs(finished, labelled):

@@ -6,21 +6,12 @@ import torch
 import xarray as xr
 
 import photonic_essl
-from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import relative_error
 from photonic_essl.prediction import evaluate, predict
 from photonic_essl.regression import Regressor, gaussian_kernel, load_regressor
 
-from .conftest import write_cells
-from .test_finetuning import SMALL
-
-
-@pytest.fixture(scope="module")
-def finished(labelled, tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    finetune(labelled, out, labels=10, **SMALL)
-    return out
+from .conftest import SMALL, write_cells
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +20,6 @@ def calibrated(tmp_path_factory):
     data = write_cells(folder / "cells.nc", 200, seed=5, polarization="tm")
     finetune(data, folder / "model", labels=100, **SMALL)
     return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def cells(labelled):
-    return load_cells(labelled, labelled=True)
 
 
 def test_data_are_not_written_over(finished, labelled, tmp_path):
