@@ -79,8 +79,8 @@ def label(
 
     Args:
         epsilon: relative permittivity, shape `(x, y)` or `(sample, x, y)`, real and positive.
-        k_points: n of the n × n grid of wavevectors, 2 or more; None gives each cell the grid that `accuracy` needs. 25 with
-            bands=10 and smoothing="published" is what was published.
+        k_points: n of the n × n grid of wavevectors, 2 or more; None gives each cell the grid that `accuracy` needs.
+            25 with bands=10 and smoothing="published" is what was published.
         accuracy: largest estimated distance from the k → ∞ limit, in the paper's metric (relative error over
             0.24 < ωn < 0.96); only where `k_points` is None.
         bands: number of bands; None takes as many as cover ωn = 0.96.
