@@ -83,7 +83,9 @@ def folders(runs: Path, scale: Scale) -> tuple[Path, Path]:
     return runs / scale.name, runs / scale.data / "data"
 
 
-def trials(scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str]) -> list[Trial]:
+def trials(
+    scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str], labels: Sequence[int] | None = None
+) -> list[Trial]:
     """Return all trials of a study, whole sets of recipes first, so that a part of the study can be compared too."""
     known = (*RECIPES, *BASELINES)
     if unknown := sorted(set(recipes) - set(known)):
@@ -94,13 +96,13 @@ def trials(scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str]) 
         if recipe in BASELINES and seed != scale.pretraining_seeds[0]:
             continue
         settings = {**epochs, "encoder": RECIPES.get(recipe, {}).get("encoder", scale.encoder)}
-        for labels, draw in itertools.product(scale.labels, scale.label_seeds):
-            if labels == plans[dataset].samples["pool"] and draw != scale.label_seeds[0]:
+        for number, draw in itertools.product(labels or scale.labels, scale.label_seeds):
+            if number == plans[dataset].samples["pool"] and draw != scale.label_seeds[0]:
                 continue  # All cells of the pool are one draw.
-            found.append(Trial(dataset, recipe, scale.name, labels, seed, draw, **settings))
-            if recipe == SUPERVISED and labels == max(scale.labels) and seed == scale.pretraining_seeds[0]:
+            found.append(Trial(dataset, recipe, scale.name, number, seed, draw, **settings))
+            if recipe == SUPERVISED and number == max(scale.labels) and seed == scale.pretraining_seeds[0]:
                 found += [
-                    Trial(dataset, recipe, scale.name, labels, seed, draw, training_labels=kind, **settings)
+                    Trial(dataset, recipe, scale.name, number, seed, draw, training_labels=kind, **settings)
                     for kind in plans[dataset].labelled["pool"]
                     if kind != CONVERGED
                 ]
@@ -209,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         plans = {name: load_plan(name, scale.name) for name in arguments.datasets or scale.datasets}
         study = Study(table, *folders(arguments.runs, scale), plans, arguments.published_protocol)
-        wanted = trials(scale, plans, arguments.recipes or [*scale.recipes, *BASELINES])
+        wanted = trials(scale, plans, arguments.recipes or [*scale.recipes, *BASELINES], arguments.labels)
         groups = unfinished(study, wanted)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
@@ -245,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--scale", choices=("smoke", "laptop", "recipes", "paper"), default="laptop")
     command.add_argument("--datasets", nargs="+", help="blob, gpm, p1; those of the scale where not given")
     command.add_argument("--recipes", nargs="+", help="those of the scale, and the baselines, where not given")
+    command.add_argument("--labels", nargs="+", type=int, help="numbers of labels; those of the scale where not given")
     command.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     command.add_argument("--out", type=Path, help=f"the table; {TABLE} where not given, or that of the scale")
     command.add_argument("--runs", type=Path, default=RUNS, help="folder of the datasets and runs")
