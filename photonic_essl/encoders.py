@@ -133,14 +133,23 @@ def _check_grid(name: str, grid: tuple[int, int], multiple: int) -> None:
         raise ValueError(f"the `{name}` encoder needs a grid of multiples of {multiple} points, got {tuple(grid)}.")
 
 
+class NoNetwork(nn.Module):
+    """No encoder: of a representation without features, so that a regressor sees its first approximation alone."""
+
+    def forward(self, x: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 0"]:
+        """Return nothing for each cell."""
+        return x.new_zeros(len(x), 0)
+
+
 NETWORKS = {
     "paper": paper_network,
     "paper-circular": functools.partial(paper_network, periodic=True),
     "light": light_network,
+    "none": lambda channels, grid: NoNetwork(),
 }
 
 
-STANDARDISATIONS = {"light": ScaleFree}
+STANDARDISATIONS = {"light": ScaleFree, "none": ScaleFree}
 """What the presets see of ε where that is not the published `FixedRange`; a network of your own sees that too."""
 
 

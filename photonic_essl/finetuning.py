@@ -15,7 +15,7 @@ from torch.nn import functional
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder, make_network
 from photonic_essl.metrics import relative_error
-from photonic_essl.recipes import load_recipe, overridden
+from photonic_essl.recipes import default_encoder, load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
@@ -40,11 +40,12 @@ def finetune(
     labels: int,
     pretrained: str | Path | None = None,
     validation: str | Path | None = None,
-    recipe: str = "supervised",
+    recipe: str = "few-labels",
     encoder: str | None = None,
     family: str | None = None,
     invariance: str | None = None,
     smoothing: float | None = None,
+    plane_waves: float | None = None,
     loss: str | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -70,12 +71,15 @@ def finetune(
         pretrained: folder of a pre-trained encoder, or of a regressor, to start from; without it all weights are new.
         validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on (500 at
             most, the same whatever the number of labels as long as that leaves so many).
-        recipe: name of a recipe with settings for regression. What follows overrides it.
-        encoder: light, paper or paper-circular, or your own as `module:factory`; that of `pretrained` where given.
+        recipe: name of a recipe with settings for regression: few-labels, which starts from a first approximation by
+            plane waves, or supervised, from images alone, as published. What follows overrides it.
+        encoder: light, paper or paper-circular, your own as `module:factory`, or none, for a network that sees the
+            first approximation alone; that of `pretrained` or of the recipe where not given.
         family: whose published invariance group to use: blob or gpm; that of the data where not given.
         invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`;
             `lattice` for all that any cell's density of states is invariant to.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
+        plane_waves: largest |G|, in 2π/a, of the plane waves of the first approximation; 0 for none.
         loss: squared (published) or absolute (what the metric sums up).
         epochs: passes over the training cells.
         batch_size: cells in a batch.
@@ -102,10 +106,11 @@ def finetune(
     others = None if validation is None else load_cells(validation, labelled=True)
     trained_on, validated_on = split(cells, labels, label_seed, others)
     start = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
-    name = encoder_of(start).name if start else encoder or "light"
+    name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
         smoothing=smoothing,
+        plane_waves=plane_waves,
         loss=loss,
         epochs=epochs,
         minimum_steps=None if epochs is None else 0,
@@ -136,8 +141,8 @@ def finetune(
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_regressor(out, own_network(name, cells.grid))
     physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
-    shape = {"head": settings["head"], "smoothing": settings["smoothing"], "invariance": augmentation.name}
-    regressor = new_regressor(name, cells.grid, seed, **shape, **physics)
+    shape = {key: settings[key] for key in ("head", "smoothing", "plane_waves")}
+    regressor = new_regressor(name, cells.grid, seed, **shape, invariance=augmentation.name, **physics)
     if start:
         copy_weights(start, regressor)
     if compile:
@@ -253,7 +258,10 @@ def copy_weights(start: Encoder | Regressor, regressor: Regressor) -> None:
     """
     regressor.encoder.load_state_dict(encoder_of(start).state_dict())
     if isinstance(start, Regressor):
-        widths, wanted = ([layer.out_features for layer in model.head[::2]] for model in (start, regressor))
+        widths, wanted = (
+            [model.head[0].in_features, *(layer.out_features for layer in model.head[::2])]
+            for model in (start, regressor)
+        )
         if widths != wanted:
             raise ValueError(f"the pre-trained regressor has a head of widths {widths}, the recipe asks for {wanted}.")
         regressor.head.load_state_dict(start.head.state_dict())
@@ -322,14 +330,16 @@ class FineTuning(SeededModule):
         self.cells, self.dos = cells.epsilon, cells.dos
 
     def on_fit_start(self) -> None:
-        """Move all cells to the device, where they stay."""
+        """Move all cells to the device, where they stay, and make their first approximations, once."""
         self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
+        self.approximations = self.regressor.approximations(self.cells)
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch."""
         cells = self.augmentation.sample(self.cells[rows], generator)
         wanted = self.dos[rows] - self.regressor.empty_lattice
-        return {"loss": self.loss(self.regressor.difference(cells).to(wanted.dtype), wanted)}
+        predicted = self.regressor.difference(cells, self.approximations[rows])
+        return {"loss": self.loss(predicted.to(wanted.dtype), wanted)}
 
 
 class BestOnValidation(lightning.Callback):
@@ -348,10 +358,14 @@ class BestOnValidation(lightning.Callback):
         self.cells = cells
         self.error, self.epoch, self.weights = float("inf"), 0, {}
 
+    def on_fit_start(self, trainer: lightning.Trainer, module: FineTuning) -> None:
+        """Make the first approximations, once."""
+        self.approximations = module.regressor.approximations(self.cells.epsilon.to(module.device))
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: FineTuning) -> None:
         """Validate, and keep the weights if they are better than any before."""
         module.check_finite()
-        error = relative_error(module.regressor.predicted(self.cells.epsilon), self.cells.dos)
+        error = relative_error(module.regressor.predicted(self.cells.epsilon, self.approximations), self.cells.dos)
         module.report(validation_relative_error=error)
         if error < self.error:
             weights = {name: value.detach().cpu().clone() for name, value in module.regressor.state_dict().items()}

@@ -330,6 +330,8 @@ class Pretraining(SelfSupervised):
     ):
         views, predicted = groups
         new_encoder = functools.partial(Encoder.of, encoder, cells.epsilon.shape[1], cells.grid)
+        if encoder == "none":
+            raise ValueError("the encoder `none` has no weights to pre-train.")
         super().__init__(len(cells), cells.epsilon[:8], new_encoder, settings, predicted, cells.grid, seed)
         self.cells, self.views = cells.epsilon, views
 

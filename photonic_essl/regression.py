@@ -15,6 +15,7 @@ from torch.nn import functional
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
+from photonic_essl.plane_waves import PlaneWaves
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
@@ -41,6 +42,8 @@ class Regressor(
         head: widths of the head's hidden layers.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the head predicts; 0 for none.
             Labels are smoothed themselves (`data_gen.density_of_states`), so that finer structure is noise.
+        plane_waves: largest |G|, in 2π/a, of the plane waves that make a first approximation, which the head sees
+            beside the representation, and corrects; 0 for none.
         invariance: name of the group over whose copies of a cell predictions are averaged.
         polarization: of the densities of states, tm or te.
         lattice: lattice vectors of the cells, one a row.
@@ -55,6 +58,7 @@ class Regressor(
         permittivity_range: Sequence[float] = PERMITTIVITY_RANGE,
         head: Sequence[int] = (256, 256),
         smoothing: float = 0.0,
+        plane_waves: float = 0.0,
         invariance: str = "identity",
         polarization: str = "tm",
         lattice: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
@@ -66,7 +70,13 @@ class Regressor(
         self.invariance, self.polarization = group(invariance), polarization
         self.lattice = torch.tensor(lattice, device="cpu")
         self.encoder = Encoder(encoder, channels, grid, permittivity_range, network)
-        self.head = multilayer([self.encoder.features, *head, PREDICTED], normalise=False)
+        self.approximate = (
+            PlaneWaves(plane_waves, self.encoder.grid, self.lattice, polarization) if plane_waves else None
+        )
+        seen = self.encoder.features + (PREDICTED if plane_waves else 0)
+        if not seen:
+            raise ValueError("a regressor without an encoder needs `plane_waves`, got 0.")
+        self.head = multilayer([seen, *head, PREDICTED], normalise=False)
         self.calibration = Calibration(PREDICTED)
         self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
@@ -79,10 +89,28 @@ class Regressor(
         """
         return self.empty_lattice + self.difference(epsilon)
 
-    def difference(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
-        """Return the difference of D/n from the empty lattice, which is what the network learns."""
-        predicted = self.head(self.encoder(epsilon))
-        return predicted if self.kernel is None else functional.linear(predicted, self.kernel)
+    def difference(
+        self, epsilon: Float[Tensor, "batch channel x y"], approximation: Float[Tensor, "batch wide"] | None = None
+    ) -> Float[Tensor, "batch 400"]:
+        """Return the difference of D/n from the empty lattice.
+
+        Args:
+            epsilon: relative permittivity.
+            approximation: what `approximations` gives for these cells; made here where not given.
+        """
+        if approximation is None:
+            approximation = self.approximations(epsilon)
+        predicted = self.head(torch.cat([self.encoder(epsilon), approximation], 1))
+        if self.kernel is not None:
+            predicted = functional.linear(predicted, self.kernel)
+        return predicted + approximation if self.approximate else predicted
+
+    def approximations(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch wide"]:
+        """Return the first approximation of what `difference` gives, `(batch, 400)`; `(batch, 0)` if there is none.
+
+        It has no weights and is the same for all symmetric copies of a cell, so that training makes it once.
+        """
+        return self.approximate(epsilon) if self.approximate else epsilon.new_zeros(len(epsilon), 0)
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
         """Predict densities of states, each as the mean over symmetric copies of the cell.
@@ -131,11 +159,15 @@ class Regressor(
         return xr.Dataset(arrays, attrs={"coverage": coverage})
 
     def predicted(
-        self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
+        self,
+        cells: Float[Tensor, "sample channel x y"],
+        approximations: Float[Tensor, "sample wide"],
+        batch_size: int = 256,
     ) -> Float32[np.ndarray, "sample 400"]:
         """Return the densities of states of cells in one pass, without their symmetric copies, whatever the mode."""
         with evaluating(self):
-            return torch.cat([self._densities(batch) for batch in cells.split(batch_size)]).numpy()
+            batches = zip(cells.split(batch_size), approximations.split(batch_size))
+            return torch.cat([self._densities(*batch) for batch in batches]).numpy()
 
     def mean_and_spread(
         self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
@@ -143,9 +175,10 @@ class Regressor(
         """Return the mean of the predictions for symmetric copies of each cell, and their mean distance from it."""
         means, spreads = [], []
         with evaluating(self):
-            for batch in cells.split(max(batch_size // COPIES, 1)):
-                copies = self.invariance.copies(batch.to(self.empty_lattice), COPIES)
-                predicted = self._densities(copies.flatten(0, 1)).unflatten(0, copies.shape[:2])
+            for batch in cells.to(self.empty_lattice).split(max(batch_size // COPIES, 1)):
+                copies = self.invariance.copies(batch, COPIES)
+                approximations = self.approximations(batch).repeat(len(copies), 1)
+                predicted = self._densities(copies.flatten(0, 1), approximations).unflatten(0, copies.shape[:2])
                 means.append(predicted.mean(0))
                 spreads.append((predicted - means[-1]).abs().mean(0))
         return torch.cat(means), torch.cat(spreads)
@@ -169,9 +202,10 @@ class Regressor(
                 f"the model was trained on the lattice {self.lattice.tolist()}, the cells have {lattice.tolist()}."
             )
 
-    def _densities(self, cells: Tensor) -> Tensor:
+    def _densities(self, *cells_and_approximations: Tensor) -> Tensor:
         """Return what is predicted in one pass, on the CPU; no density of states is negative."""
-        return self(cells.to(self.empty_lattice)).float().clamp(min=0).cpu()
+        difference = self.difference(*(values.to(self.empty_lattice) for values in cells_and_approximations))
+        return (self.empty_lattice + difference).float().clamp(min=0).cpu()
 
     def _checked(self, epsilon: ArrayLike) -> Tensor:
         cells = torch.from_numpy(np.ascontiguousarray(epsilon, dtype=np.float32))

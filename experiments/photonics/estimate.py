@@ -16,7 +16,7 @@ from experiments.benchmarks.pretraining import cells as made_up_cells
 from experiments.benchmarks.pretraining import step_seconds
 from experiments.photonics.baselines import BASELINES
 from experiments.photonics.datasets import SPLITS, DatasetPlan
-from experiments.photonics.trials import RECIPES, Trial
+from experiments.photonics.trials import RECIPES, SUPERVISED, Trial
 from photonic_essl.data import Cells
 from photonic_essl.finetuning import FineTuning, new_regressor, regression_recipe
 from photonic_essl.metrics import PREDICTED, empty_lattice
@@ -29,6 +29,9 @@ from photonic_essl.training import resolved_device
 MEASURED_STEPS, MEASURED_LABELS = 4, 6
 SECONDS_OF_A_RUN = 2.0
 """What a run takes beside its steps: reading files, setting up the trainer, writing the model. Measured."""
+
+Kind = tuple[str, str, float | None]
+"""Encoder and recipe of a fine-tuning, and its plane waves where they are not the recipe's."""
 
 
 def estimate(
@@ -100,42 +103,51 @@ def _finetuning(trial: Trial, plan: DatasetPlan) -> float:
 
 def _training(encoder: str, plan: DatasetPlan, labels: int, chosen: Mapping[str, Any]) -> float:
     """Return seconds of training a regressor."""
+    recipe, plane_waves = chosen.get("recipe", SUPERVISED), chosen.get("plane_waves")
     settings = overridden(
-        regression_recipe("supervised", encoder),
+        regression_recipe(recipe, encoder),
+        plane_waves=plane_waves,
         epochs=chosen.get("epochs"),
         minimum_steps=None if chosen.get("epochs") is None else 0,
     )
-    module = _module(encoder, plan.invariance, labels, settings)
+    kind = (encoder, recipe, plane_waves)
+    module = _module(kind, plan.invariance, labels, settings)
     steps = module.epochs * len(module.train_dataloader())
-    validation = module.epochs * plan.samples["validation"] * _prediction_seconds(encoder)
-    return SECONDS_OF_A_RUN + steps * _finetuning_step(encoder, plan.invariance) + validation
+    of_approximation, of_prediction = _prediction_seconds(kind)
+    once = (labels + plan.samples["validation"] + plan.samples["test"]) * of_approximation
+    validation = module.epochs * plan.samples["validation"] * of_prediction
+    return SECONDS_OF_A_RUN + steps * _finetuning_step(kind, plan.invariance) + once + validation
 
 
 @functools.cache
-def _finetuning_step(encoder: str, invariance: str) -> float:
-    settings = overridden(regression_recipe("supervised", encoder), epochs=1, minimum_steps=0)
+def _finetuning_step(kind: Kind, invariance: str) -> float:
+    settings = overridden(regression_recipe(kind[1], kind[0]), epochs=1, minimum_steps=0)
     cells = settings["batch_size"] * MEASURED_STEPS
-    return step_seconds(_module(encoder, invariance, cells, settings), resolved_device("auto"))
+    return step_seconds(_module(kind, invariance, cells, settings), resolved_device("auto"))
 
 
 @functools.cache
-def _prediction_seconds(encoder: str, count: int = 256) -> float:
-    """Return seconds to predict one cell."""
+def _prediction_seconds(kind: Kind, count: int = 256) -> tuple[float, float]:
+    """Return seconds to make the first approximation of a cell, and seconds to predict a cell with it."""
     device = "cuda" if resolved_device("auto") == "gpu" else "cpu"
-    regressor, cells = _regressor(encoder).to(device), made_up_cells(count).epsilon
-    regressor.predicted(cells[:8])
+    regressor, cells = _regressor(kind).to(device), made_up_cells(count).epsilon.to(device)
+    regressor.predicted(cells[:8], regressor.approximations(cells[:8]))
     start = time.perf_counter()
-    regressor.predicted(cells)
-    return (time.perf_counter() - start) / count
+    approximations = regressor.approximations(cells)
+    approximated = time.perf_counter()
+    regressor.predicted(cells, approximations)
+    return (approximated - start) / count, (time.perf_counter() - approximated) / count
 
 
-def _module(encoder: str, invariance: str, labels: int, settings: Mapping[str, Any]) -> FineTuning:
-    return FineTuning(_regressor(encoder), _labelled(labels), group(invariance), settings)
+def _module(kind: Kind, invariance: str, labels: int, settings: Mapping[str, Any]) -> FineTuning:
+    return FineTuning(_regressor(kind), _labelled(labels), group(invariance), settings)
 
 
 @functools.cache
-def _regressor(encoder: str) -> Regressor:
-    return new_regressor(encoder, (32, 32), 0, head=regression_recipe("supervised", encoder)["head"])
+def _regressor(kind: Kind) -> Regressor:
+    encoder, recipe, plane_waves = kind
+    settings = overridden(regression_recipe(recipe, encoder), plane_waves=plane_waves)
+    return new_regressor(encoder, (32, 32), 0, **{key: settings[key] for key in ("head", "smoothing", "plane_waves")})
 
 
 @functools.cache

@@ -47,13 +47,14 @@ STYLES = {
     "published-supervised": ("#999933", "<"),
     "published": ("#44AA99", "h"),
     "few-labels": ("#882255", "*"),
-    "few-labels-scratch": ("#E69F00", "v"),
-    "few-labels-e-simclr": ("#56B4E9", "X"),
-    "few-labels-published-symmetries": ("#888888", "3"),
-    "few-labels-rough-output": ("#888888", "2"),
+    "few-labels-21-waves": ("#888888", "1"),
+    "few-labels-49-waves": ("#888888", "2"),
+    "few-labels-rough-output": ("#888888", "3"),
     "few-labels-squared-loss": ("#888888", "4"),
-    "few-labels-fixed-range": ("#888888", "+"),
-    "few-labels-mean-pooling": ("#888888", "1"),
+    "few-labels-light": ("#888888", "+"),
+    "few-labels-e-simclr": ("#888888", "x"),
+    "few-labels-images": ("#E69F00", "v"),
+    "few-labels-surrogate": ("#56B4E9", "X"),
 }
 BASELINE_LINES = {
     "empty-lattice": ":",
@@ -61,6 +62,7 @@ BASELINE_LINES = {
     "ridge": "--",
     "random-forest": "-.",
     "gaussian-process": (0, (6, 2, 1, 2, 1, 2)),
+    "plane-waves": "-",
 }
 BASELINE_COLOUR = "#888888"
 

@@ -180,7 +180,7 @@ def _train_surrogate(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) ->
 
 
 def _finetune(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, out: Path, validation: Path) -> Regressor:
-    settings = {"invariance": plan.invariance, "epochs": trial.finetuning_epochs}
+    settings = {"recipe": SUPERVISED, "invariance": plan.invariance, "epochs": trial.finetuning_epochs}
     return finetune(
         plan.file(data, "pool", trial.training_labels),
         out,

@@ -40,8 +40,14 @@ def load_recipe(name: str, encoder: str) -> dict[str, Any]:
         ValueError: if there is no such recipe.
     """
     recipe = read_recipe(name)
+    recipe.pop("encoder", None)
     presets = {key: recipe.pop(key) for key in ("paper", "light")}
     return recipe | presets.get(encoder.removesuffix("-circular"), presets[FALLBACK_PRESET])
+
+
+def default_encoder(name: str) -> str:
+    """Return the encoder of a recipe where none is asked for; raises `ValueError` if there is no such recipe."""
+    return read_recipe(name).get("encoder", FALLBACK_PRESET)
 
 
 def overridden(recipe: Mapping[str, Any], **values: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ SCALE = study.Scale(
     name="smoke",
     data="smoke",
     datasets=["blob"],
-    recipes=["supervised", "e-simclr", "few-labels"],
+    recipes=["supervised", "e-simclr", "few-labels-surrogate"],
     encoder="light",
     labels=[3, 6],
     pretraining_seeds=[0],
@@ -77,7 +77,7 @@ def test_every_trial_is_a_row_with_its_errors_and_its_record(finished):
     assert networks["relative_error_published_protocol"].isna().all()
     assert rows["commit"].notna().all()
     assert rows["versions"].str.contains("torch=").all()
-    assert rows.loc[rows["recipe"].isin(["e-simclr", "few-labels"]), "pretraining_seconds"].gt(0).all()
+    assert rows.loc[rows["recipe"].isin(["e-simclr", "few-labels-surrogate"]), "pretraining_seconds"].gt(0).all()
 
 
 def test_the_table_holds_the_error_of_the_saved_model_on_the_test_split(finished):
@@ -93,7 +93,7 @@ def test_the_published_protocol_is_the_lowest_error_over_epochs_on_the_test_spli
     assert row["relative_error_published_protocol"] == pytest.approx(logged.min(), abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", ["e-simclr", "few-labels", "ridge"])
+@pytest.mark.parametrize("recipe", ["e-simclr", "few-labels-surrogate", "ridge"])
 def test_a_row_run_again_from_its_record_gives_its_number(finished, recipe):
     row = [row for row in table.read_rows(finished.table) if row["recipe"] == recipe][-1]
     assert study.rerun(finished, row) <= 1e-6
@@ -307,10 +307,10 @@ def test_tables_and_figures_come_from_the_table_alone(finished, tmp_path, capsys
 
 
 def test_a_recipe_that_has_changed_is_not_mixed_with_what_it_was(finished, monkeypatch):
-    row = next(row for row in table.read_rows(finished.table) if row["recipe"] == "few-labels")
-    monkeypatch.setitem(trials.RECIPES, "few-labels", {"finetune": {"learning_rate": 1.0}})
+    row = next(row for row in table.read_rows(finished.table) if row["recipe"] == "few-labels-surrogate")
+    monkeypatch.setitem(trials.RECIPES, "few-labels-surrogate", {"finetune": {"learning_rate": 1.0}})
     for use in (lambda: study.unfinished(finished, WANTED), lambda: study.rerun(finished, row)):
-        with pytest.raises(ValueError, match=r"the recipe few-labels was .* now: give it another name"):
+        with pytest.raises(ValueError, match=r"the recipe few-labels-surrogate was .* now: give it another name"):
             use()
 
 

@@ -9,6 +9,7 @@ from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 
 SMALL = {"epochs": 3, "batch_size": 8, "device": "cpu", "progress": False}
+LIGHT = SMALL | {"encoder": "light"}
 FREQUENCY = np.linspace(0.0, 1.2, 500)
 
 
@@ -64,7 +65,7 @@ def cells(labelled):
 def finished(labelled, tmp_path_factory):
     """The folder of a fine-tuning that is done; to be copied before it is changed."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    finetune(labelled, out, labels=10, **SMALL)
+    finetune(labelled, out, labels=10, **LIGHT)
     return out
 
 

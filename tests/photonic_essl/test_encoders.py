@@ -114,7 +114,7 @@ def test_normalisations_are_not_shared():
 
 
 def test_bad_names_and_grids_are_refused():
-    with pytest.raises(ValueError, match="unknown encoder 'tiny'; there are paper, paper-circular, light, or your own"):
+    with pytest.raises(ValueError, match="unknown encoder 'tiny'; there are paper, paper-circular, light, none, or"):
         make_network("tiny")
     with pytest.raises(ValueError, match="no encoder 'nowhere:make'"):
         make_network("nowhere:make")

@@ -15,14 +15,14 @@ from photonic_essl.recipes import load_recipe
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import read_record, write_record
 
-from .conftest import SMALL, write_cells
+from .conftest import LIGHT, SMALL, write_cells
 from .test_encoders import own_network
 
 
 def test_a_run_leaves_model_settings_and_logs(finished, labelled):
     record = json.loads((finished / "run.json").read_text())
     assert record["finished"]
-    assert (record["settings"]["labels"], record["settings"]["invariance"]) == (10, "mirrors * quarter-turns")
+    assert (record["settings"]["labels"], record["settings"]["invariance"]) == (10, "translations * square")
     validated_on = split(load_cells(labelled, labelled=True), 10)[1]
     error = relative_error(load_regressor(finished).predict(validated_on.epsilon[:, 0]), validated_on.dos)
     assert record["results"]["validation_relative_error"] == pytest.approx(error, rel=1e-5)
@@ -38,9 +38,9 @@ def test_it_learns(tmp_path, labelled, cells):
 
 
 def test_the_same_seeds_give_the_same_model(finished, labelled, cells, tmp_path):
-    again = finetune(labelled, tmp_path / "again", labels=10, **SMALL)
+    again = finetune(labelled, tmp_path / "again", labels=10, **LIGHT)
     assert torch.equal(again(cells.epsilon), load_regressor(finished)(cells.epsilon))
-    other = finetune(labelled, tmp_path / "other", labels=10, label_seed=1, **SMALL)
+    other = finetune(labelled, tmp_path / "other", labels=10, label_seed=1, **LIGHT)
     assert not torch.equal(again(cells.epsilon), other(cells.epsilon))
 
 
@@ -57,10 +57,10 @@ def test_stopped_and_started_again_it_ends_with_the_same_model(finished, labelle
 
     monkeypatch.setattr(finetuning.FineTuning, "losses", stopped)
     with pytest.raises(OSError, match="the power went out"):
-        finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+        finetune(labelled, tmp_path / "run", labels=10, **LIGHT)
     assert read_record(tmp_path / "run" / "run.json")["seconds"] > 0.01
     monkeypatch.setattr(finetuning.FineTuning, "losses", whole)
-    resumed = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+    resumed = finetune(labelled, tmp_path / "run", labels=10, **LIGHT)
     assert torch.equal(resumed(cells.epsilon), load_regressor(finished)(cells.epsilon))
 
 
@@ -68,7 +68,7 @@ def test_killed_between_its_last_step_and_its_end_it_only_ends(finished, labelle
     again = shutil.copytree(finished, tmp_path / "again")
     write_record(again / "run.json", read_record(again / "run.json") | {"finished": False})
     (again / "model.safetensors").unlink()
-    ended = finetune(labelled, again, labels=10, **SMALL)
+    ended = finetune(labelled, again, labels=10, **LIGHT)
     assert torch.equal(ended(cells.epsilon), load_regressor(finished)(cells.epsilon))
 
 
@@ -76,10 +76,11 @@ def test_a_pretrained_encoder_is_where_it_starts(unlabelled, labelled, tmp_path,
     pretrain(unlabelled, tmp_path / "encoder", **SMALL)
     from photonic_essl import finetuning
 
-    started = {}
+    started, begin = {}, finetuning.FineTuning.on_fit_start
 
     def remember(module):
         started.update({name: value.clone() for name, value in module.regressor.encoder.state_dict().items()})
+        begin(module)
 
     monkeypatch.setattr(finetuning.FineTuning, "on_fit_start", remember)
     finetune(labelled, tmp_path / "run", labels=10, pretrained=tmp_path / "encoder", **SMALL)
@@ -117,7 +118,8 @@ def test_splits_are_nested_and_share_no_cell(cells):
 def test_published_settings():
     recipe = load_recipe("supervised", "paper")
     published = {"optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 1e-5, "batch_size": 64, "epochs": 100}
-    published |= {"loss": "squared", "head": [1024, 1024, 512], "cosine": False, "minimum_steps": 0, "smoothing": 0}
+    published |= {"loss": "squared", "head": [1024, 1024, 512], "cosine": False, "minimum_steps": 0}
+    published |= {"smoothing": 0, "plane_waves": 0}
     assert recipe == published
     head = [tuple(layer.weight.shape) for layer in Regressor("paper", head=recipe["head"]).head[::2]]
     assert head == [(1024, 1024), (1024, 1024), (512, 1024), (400, 512)]
@@ -126,18 +128,24 @@ def test_published_settings():
 def test_a_run_may_start_from_a_regressor_head_and_all(finished, labelled, cells, tmp_path):
     again = finetune(labelled, tmp_path / "run", labels=10, pretrained=finished, **SMALL | {"learning_rate": 1e-12})
     torch.testing.assert_close(again.head.state_dict(), load_regressor(finished).head.state_dict())
-    with pytest.raises(ValueError, match=r"has a head of widths \[256, 256, 400\], the recipe asks for \[1024, "):
-        copy_weights(again, Regressor("light", head=[1024, 1024, 512]))
+    with pytest.raises(ValueError, match=r"has a head of widths \[656, 256, 256, 400\], the recipe asks for \[256, "):
+        copy_weights(again, Regressor("light"))
 
 
-def test_few_labels_use_the_symmetries_of_the_lattice_and_the_smoothness_of_labels(labelled, cells, tmp_path):
-    model = finetune(labelled, tmp_path / "run", labels=10, recipe="few-labels", **SMALL)
-    assert read_record(tmp_path / "run" / "run.json")["settings"]["invariance"] == "translations * square"
+def test_few_labels_begin_with_plane_waves_and_end_as_smooth_as_labels(labelled, cells, tmp_path):
+    model = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
+    settings = read_record(tmp_path / "run" / "run.json")["settings"]
+    assert (settings["encoder"], settings["plane_waves"]) == ("none", 3.2)
     assert torch.equal(load_regressor(tmp_path / "run")(cells.epsilon), model(cells.epsilon))
-    rough = finetune(labelled, tmp_path / "rough", labels=10, recipe="few-labels", smoothing=0, **SMALL)
+    rough = finetune(labelled, tmp_path / "rough", labels=10, smoothing=0, **SMALL)
     with torch.no_grad():
-        steps, rough_steps = (one.difference(cells.epsilon).diff().abs().mean() for one in (model, rough))
+        steps, rough_steps = (
+            (one.difference(cells.epsilon) - one.approximations(cells.epsilon)).diff().abs().mean()
+            for one in (model, rough)
+        )
     assert steps < rough_steps / 3
+    with pytest.raises(ValueError, match="without an encoder needs `plane_waves`, got 0"):
+        finetune(labelled, tmp_path / "blind", labels=10, plane_waves=0, **SMALL)
 
 
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):

@@ -1,0 +1,74 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import data_gen
+from data_gen.lattices import basis_vectors
+from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.plane_waves import PlaneWaves
+from photonic_essl.symmetry import lattice_symmetries
+
+HEXAGONAL = torch.from_numpy(basis_vectors("hexagonal"))
+LATTICES = {"square": torch.eye(2), "hexagonal": HEXAGONAL, "rectangular": torch.tensor([[1.0, 0.0], [0.0, 1.5]])}
+EMPTY = torch.from_numpy(empty_lattice()[:400]).float()
+
+
+def smooth_cells(count, seed=0, n=32):
+    """Cells of low Fourier coefficients and without a symmetry, ε from 1 to 12."""
+    random = np.random.default_rng(seed)
+    coefficients = np.zeros((count, n, n), complex)
+    coefficients[:, :3, :3] = random.normal(size=(count, 3, 3)) + 1j * random.normal(size=(count, 3, 3))
+    values = np.fft.ifft2(coefficients).real
+    lowest, highest = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+    return torch.from_numpy(1 + 11 * (values - lowest) / (highest - lowest)).float()[:, None]
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+@pytest.mark.parametrize("lattice", LATTICES.values(), ids=LATTICES)
+def test_a_uniform_cell_has_the_density_of_its_area(lattice, polarization):
+    difference = PlaneWaves(3.2, (32, 32), lattice, polarization)(torch.full((1, 1, 32, 32), 7.3))
+    area = float(torch.linalg.det(lattice).abs())
+    torch.testing.assert_close(EMPTY + difference[0], area * EMPTY, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_the_grid_of_wavevectors_gives_a_uniform_cell_its_cone(polarization):
+    plane_waves = PlaneWaves(3.2, polarization=polarization)
+    found = plane_waves._density(torch.ones(1, 32, 32))[0, 40:]
+    assert (found - EMPTY[40:]).abs().mean() < 0.02 * EMPTY[40:].mean()
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+@pytest.mark.parametrize("lattice", ["square", "hexagonal"])
+def test_more_plane_waves_come_nearer_to_the_label(lattice, polarization):
+    epsilon = smooth_cells(3)
+    labels = data_gen.label(epsilon[:, 0], lattice=lattice, polarization=polarization, accuracy=1e-3)
+    errors = []
+    for cutoff in (1.5, 2.3, 3.2, 4.5):
+        difference = PlaneWaves(cutoff, (32, 32), LATTICES[lattice], polarization)(epsilon)
+        errors.append(relative_error(EMPTY + difference, labels["dos"]))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.008, errors
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_symmetric_copies_and_scaled_cells_are_the_same(polarization):
+    plane_waves, epsilon = PlaneWaves(2.3, polarization=polarization), smooth_cells(2)
+    found = plane_waves(epsilon)
+    copies = lattice_symmetries((32, 32), torch.eye(2)).copies(epsilon, 8)
+    for copy in itertools.chain(copies, [3 * epsilon]):
+        torch.testing.assert_close(plane_waves(copy), found, rtol=0, atol=3e-3)
+
+
+def test_a_cell_is_the_same_alone_and_among_others():
+    plane_waves, epsilon = PlaneWaves(2.3), smooth_cells(70)
+    torch.testing.assert_close(plane_waves(epsilon[66:67]), plane_waves(epsilon)[66:67], rtol=0, atol=1e-3)
+
+
+def test_bad_cutoffs_are_refused():
+    with pytest.raises(ValueError, match="must be positive, got -1"):
+        PlaneWaves(-1)
+    with pytest.raises(ValueError, match=r"up to 3\.2 are too many for a grid of 6 × 32 points"):
+        PlaneWaves(3.2, (6, 32))
