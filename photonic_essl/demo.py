@@ -72,7 +72,7 @@ def _compare(out: Path, test: Path) -> None:
     cells = load_cells(test, labelled=True)
     true = cells.dos
     scratch = load_regressor(out / "model-from-scratch").predict(cells.epsilon[:, 0])
-    predicted = predict(out / "model", test, out / "predictions.nc")["dos"]
+    predicted = predict(test, out / "predictions.nc", out / "model")["dos"]
     guess = np.broadcast_to(empty_lattice()[: predicted.sizes["frequency"]], predicted.shape)
     rows = {
         "empty lattice": relative_errors(guess, true),

@@ -14,12 +14,12 @@ from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_err
 from photonic_essl.regression import Regressor, load_regressor
 
 
-def evaluate(model: str | Path, data: str | Path, *, encoder: str | None = None) -> float:
+def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str | None = None) -> float:
     """Print and return the relative error of a model on labelled cells, the metric of arXiv 2111.00899.
 
     Args:
-        model: folder of a regressor.
         data: labelled dataset file; its cells should be none that the model has seen.
+        model: folder of a regressor; the one that comes with the package where not given.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
 
     Returns:
@@ -30,7 +30,7 @@ def evaluate(model: str | Path, data: str | Path, *, encoder: str | None = None)
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
     """
     cells = load_cells(data, labelled=True)
-    regressor = load(model, encoder, cells.grid)
+    regressor = _load(model, encoder, cells.grid)
     regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
     errors = relative_errors(predicted["dos"], cells.dos)
@@ -46,14 +46,16 @@ def evaluate(model: str | Path, data: str | Path, *, encoder: str | None = None)
     return float(errors.mean())
 
 
-def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: str | None = None) -> xr.Dataset:
+def predict(
+    data: str | Path, out: str | Path, model: str | Path | None = None, *, encoder: str | None = None
+) -> xr.Dataset:
     """Predict the densities of states of cells, and write them to a netCDF file.
 
     Args:
-        model: folder of a regressor.
         data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
-            `(sample, x, y)`.
+            `(sample, x, y)`, which is taken to be of the model's lattice and polarization.
         out: netCDF file to write.
+        model: folder of a regressor; the one that comes with the package where not given.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
 
     Returns:
@@ -71,11 +73,11 @@ def predict(model: str | Path, data: str | Path, out: str | Path, *, encoder: st
     if out.exists() and Path(data).exists() and out.samefile(data):
         raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":
-        epsilon = read_array(Path(data))
-        found = predictions(load(model, encoder, epsilon.shape[-2:]), epsilon).assign_attrs(data=str(data))
+        epsilon = _read_array(Path(data))
+        found = predictions(_load(model, encoder, epsilon.shape[-2:]), epsilon).assign_attrs(data=str(data))
     else:
         cells = load_cells(data)
-        regressor = load(model, encoder, cells.grid)
+        regressor = _load(model, encoder, cells.grid)
         regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
         found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
     with new_hdf5_file(out) as new, h5netcdf.File(new, "w") as file:
@@ -91,12 +93,12 @@ def predictions(regressor: Regressor, epsilon: np.ndarray) -> xr.Dataset:
     return regressor.predict(epsilon).to_dataset()
 
 
-def load(model: str | Path, encoder: str | None, grid: tuple[int, ...]) -> Regressor:
+def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...]) -> Regressor:
     """Load a regressor, building the network of the user's own that its encoder may need."""
     return load_regressor(model, None if encoder is None else make_network(encoder, 1, grid))
 
 
-def read_array(path: Path) -> np.ndarray:
+def _read_array(path: Path) -> np.ndarray:
     """Read an array of numbers from an .npy file.
 
     Raises:

@@ -20,6 +20,9 @@ from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
 
+SHIPPED = Path(__file__).with_name("shipped")
+"""Folder of the model that comes with the package, and of its card."""
+
 COPIES = 8
 """At most so many symmetric copies of a cell are predicted, and averaged."""
 
@@ -256,11 +259,12 @@ def dos_array(dos: Float[np.ndarray, " 400"] | Float[np.ndarray, "sample 400"]) 
     )
 
 
-def load_regressor(path: str | Path, network: nn.Module | None = None) -> Regressor:
-    """Load a model that `finetune` wrote.
+def load_regressor(path: str | Path | None = None, network: nn.Module | None = None) -> Regressor:
+    """Load a model that `finetune` wrote, or the one that comes with the package.
 
     Args:
-        path: its folder.
+        path: its folder; where not given, the model for TM on the square lattice, 32 × 32 pixels, that comes with the
+            package: `photonic_essl/shipped/README.md` says how good it is, and on what.
         network: the encoder's network, where it is not one of the presets.
 
     Returns:
@@ -270,4 +274,4 @@ def load_regressor(path: str | Path, network: nn.Module | None = None) -> Regres
         FileNotFoundError: if there is no such folder, or no model in it.
         ValueError: if what is there is no regressor of this package.
     """
-    return load_folder(Regressor, path, network)
+    return load_folder(Regressor, SHIPPED if path is None else path, network)

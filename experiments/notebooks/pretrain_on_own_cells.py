@@ -136,4 +136,4 @@ draw_training(FOLDER / "model", "validation_relative_error", right).set_title("f
 figure.savefig(FOLDER / "training.png", dpi=120)
 
 # %%
-error = photonic_essl.evaluate(FOLDER / "model", FOLDER / "test.h5")
+error = photonic_essl.evaluate(FOLDER / "test.h5", FOLDER / "model")

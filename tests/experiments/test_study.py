@@ -83,7 +83,7 @@ def test_every_trial_is_a_row_with_its_errors_and_its_record(finished):
 def test_the_table_holds_the_error_of_the_saved_model_on_the_test_split(finished):
     row = next(row for row in table.read_rows(finished.table) if row["recipe"] == "e-simclr")
     model = finished.runs / Trial.from_row(row).folder
-    assert evaluate(model, PLAN.file(finished.data, "test")) == pytest.approx(float(row["relative_error"]), abs=1e-7)
+    assert evaluate(PLAN.file(finished.data, "test"), model) == pytest.approx(float(row["relative_error"]), abs=1e-7)
 
 
 def test_the_published_protocol_is_the_lowest_error_over_epochs_on_the_test_split(finished):

@@ -155,7 +155,7 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
     assert torch.equal(again(cells.epsilon), trained(cells.epsilon))
     loaded = load_regressor(tmp_path / "run", network=own_network(1, (32, 32)))
     assert torch.equal(loaded(cells.epsilon), trained(cells.epsilon))
-    assert evaluate(tmp_path / "run", labelled, encoder=factory) > 0
+    assert evaluate(labelled, tmp_path / "run", encoder=factory) > 0
     with pytest.raises(ValueError, match="not a preset, and has to be given"):
         load_regressor(tmp_path / "run")
 

@@ -72,26 +72,26 @@ def test_cells_that_do_not_fit_are_refused(finished, epsilon, message):
 
 
 def test_evaluate_prints_and_returns_the_metric(finished, labelled, cells, capsys):
-    error = evaluate(finished, labelled)
+    error = evaluate(labelled, finished)
     assert error == pytest.approx(relative_error(load_regressor(finished).predict(cells.epsilon[:, 0]), cells.dos))
     assert f"relative error on 20 cells: {100 * error:.2f} %" in capsys.readouterr().out
 
 
 def test_predict_writes_a_file(finished, unlabelled, tmp_path):
-    predicted = predict(finished, unlabelled, tmp_path / "predictions.nc")
+    predicted = predict(unlabelled, tmp_path / "predictions.nc", finished)
     written = xr.load_dataset(tmp_path / "predictions.nc")
     np.testing.assert_array_equal(written["dos"], predicted["dos"])
     assert written["dos"].attrs["units"]
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        predict(finished, unlabelled, tmp_path / "nowhere" / "predictions.nc")
+        predict(unlabelled, tmp_path / "nowhere" / "predictions.nc", finished)
 
 
 def test_no_room_for_predictions_is_said_and_leaves_those_that_were_there(
     finished, unlabelled, labelled, files_up_to, tmp_path
 ):
-    before = predict(finished, labelled, tmp_path / "predictions.nc")
+    before = predict(labelled, tmp_path / "predictions.nc", finished)
     with files_up_to(10_000), pytest.raises(OSError, match=r"File too large: '.*predictions.nc'"):
-        predict(finished, unlabelled, tmp_path / "predictions.nc")
+        predict(unlabelled, tmp_path / "predictions.nc", finished)
     np.testing.assert_array_equal(xr.load_dataset(tmp_path / "predictions.nc")["dos"], before["dos"])
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.nc"]
 
@@ -111,10 +111,10 @@ def test_a_prediction_is_the_mean_over_symmetric_copies(finished):
 
 def test_intervals_hold_new_cells_and_are_written(calibrated, tmp_path, capsys):
     data = write_cells(tmp_path / "test.nc", 200, seed=6, polarization="tm")
-    evaluate(calibrated, data)
+    evaluate(data, calibrated)
     share = float(capsys.readouterr().out.split("within its 90 % interval: ")[1].split(" %")[0])
     assert share == pytest.approx(90, abs=6)
-    predict(calibrated, data, tmp_path / "predictions.nc")
+    predict(data, tmp_path / "predictions.nc", calibrated)
     written = xr.load_dataset(tmp_path / "predictions.nc")
     assert written.attrs["coverage"] == 0.9
     assert (written["lowest"] >= 0).all()
@@ -132,15 +132,15 @@ def test_predict_takes_arrays(calibrated, tmp_path):
     cell = np.random.default_rng(0).uniform(1, 20, (32, 32))
     for name, epsilon in (("one", cell), ("two", np.stack([cell, cell]))):
         np.save(tmp_path / f"{name}.npy", epsilon)
-        predicted = predict(calibrated, tmp_path / f"{name}.npy", tmp_path / "predictions.nc")
+        predicted = predict(tmp_path / f"{name}.npy", tmp_path / "predictions.nc", calibrated)
         np.testing.assert_array_equal(predicted["dos"], load_regressor(calibrated).predict(epsilon))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "text.npy").write_text("no array")
     for name in ("objects", "text"):
         with pytest.raises(ValueError, match=f"{name}.npy is no .npy file of numbers"):
-            predict(calibrated, tmp_path / f"{name}.npy", tmp_path / "predictions.nc")
+            predict(tmp_path / f"{name}.npy", tmp_path / "predictions.nc", calibrated)
     with pytest.raises(FileNotFoundError, match="there is no file"):
-        predict(calibrated, tmp_path / "missing.npy", tmp_path / "predictions.nc")
+        predict(tmp_path / "missing.npy", tmp_path / "predictions.nc", calibrated)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_predict_takes_arrays(calibrated, tmp_path):
 )
 def test_other_physics_is_refused(calibrated, tmp_path, attributes, message):
     data = write_cells(tmp_path / "other.nc", 3, **attributes)
-    for use in (lambda: evaluate(calibrated, data), lambda: predict(calibrated, data, tmp_path / "predictions.nc")):
+    for use in (lambda: evaluate(data, calibrated), lambda: predict(data, tmp_path / "predictions.nc", calibrated)):
         with pytest.raises(ValueError, match=message):
             use()
 
