@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 FAILURES_BEFORE_BISECTION = 1
+PATIENCE = "5 minutes"  # without a worker on this machine, which should start others for those that die
 CHUNKS_AHEAD = 4  # of each worker: enough to keep it busy, few enough to keep their results out of memory
 
 Arrays = dict[str, np.ndarray]
@@ -46,6 +47,7 @@ def run_chunks(
 
     Raises:
         ValueError: if there is no scheduler at that address.
+        OSError: if all worker processes on this machine are gone, and none come after them.
     """
     workers = workers or len(os.sched_getaffinity(0))
     if scheduler is None and workers == 1:
@@ -60,6 +62,7 @@ def _run_on_dask(
     client: "Client", compute: Compute, fail: Fail, join: Join, chunks: list[Chunk]
 ) -> Iterator[tuple[Chunk, Arrays]]:
     from distributed import KilledWorker, as_completed
+    from distributed.scheduler import NoWorkerError
 
     waiting = iter(chunks)
     running = {}
@@ -89,6 +92,11 @@ def _run_on_dask(
                 submit(middle, stop, chunk)
                 continue
             arrays = fail(start, "the worker process died on this cell")
+        except NoWorkerError:
+            raise OSError(
+                "all worker processes are gone, for want of memory perhaps; the same command goes on, with fewer "
+                "`workers` if that is why"
+            ) from None
         done = parts.setdefault(chunk, {})
         done[start, stop] = arrays
         if sum(b - a for a, b in done) == chunk[1] - chunk[0]:
@@ -104,6 +112,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
 
     settings = {
         "distributed.scheduler.allowed-failures": FAILURES_BEFORE_BISECTION,
+        "distributed.scheduler.no-workers-timeout": PATIENCE,
         "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies is blamed on what it ran, not on its queue
         "distributed.worker.memory.terminate": 0.95,
         "distributed.worker.profile.enabled": False,  # nobody looks at it

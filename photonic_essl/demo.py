@@ -27,8 +27,8 @@ def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
     """Do the whole main job on blob cells, small enough for two CPU cores: some five minutes.
 
     Labels cells with the fast solver and verifies some of them with MPB, pre-trains an encoder on unlabelled cells,
-    fine-tunes it on few labels, and compares it on held-out cells with the same network from new weights and with the
-    empty lattice. Run again, it goes on where it was stopped.
+    fine-tunes it on few labels, beside the same network from new weights and beside the recipe `few-labels`, and
+    compares all on held-out cells. Run again, it goes on where it was stopped.
 
     Args:
         out: folder for everything that it makes.
@@ -44,10 +44,11 @@ def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
     _make_data(files, verify=mpb)
     print("\nPre-training on unlabelled cells: invariant to mirrors and quarter turns, predicting half-cell shifts")
     pretrain(files["unlabelled"], out / "encoder", recipe="e-simclr", probe=files["validation"])
-    print(f"\nFine-tuning on {LABELS} labels, with and without the pre-trained encoder")
+    print(f"\nTraining on {LABELS} labels: on images, with and without the pre-trained encoder; on plane waves")
     common = {"labels": LABELS, "validation": files["validation"], "epochs": EPOCHS}
-    finetune(files["pool"], out / "model", pretrained=out / "encoder", **common)
-    finetune(files["pool"], out / "model-from-scratch", **common)
+    finetune(files["pool"], out / "images", recipe="supervised", **common)
+    finetune(files["pool"], out / "images-e-simclr", recipe="supervised", pretrained=out / "encoder", **common)
+    finetune(files["pool"], out / "model", **common)
     _compare(out, files["test"])
     report(out, out=out / "report.html")
 
@@ -71,13 +72,19 @@ def _compare(out: Path, test: Path) -> None:
     """Read the test file, once, and write predictions, picture and table."""
     cells = load_cells(test, labelled=True)
     true = cells.dos
-    scratch = load_regressor(out / "model-from-scratch").predict(cells.epsilon[:, 0])
     predicted = predict(test, out / "predictions.nc", out / "model")["dos"]
-    guess = np.broadcast_to(empty_lattice()[: predicted.sizes["frequency"]], predicted.shape)
+    empty = np.broadcast_to(empty_lattice()[: predicted.sizes["frequency"]], predicted.shape)
+    images, pretrained = (
+        load_regressor(out / name).predict(cells.epsilon[:, 0]) for name in ("images", "images-e-simclr")
+    )
     rows = {
-        "empty lattice": relative_errors(guess, true),
-        f"from scratch, {LABELS} labels": relative_errors(scratch, true),
-        f"E-SimCLR, {LABELS} labels": relative_errors(predicted, true),
+        "empty lattice": relative_errors(empty, true),
+        f"images, {LABELS} labels": relative_errors(images, true),
+        f"images, E-SimCLR, {LABELS} labels": relative_errors(pretrained, true),
+        "plane waves, no labels": relative_errors(
+            empty + load_regressor(out / "model").approximations(cells.epsilon).numpy(), true
+        ),
+        f"plane waves, {LABELS} labels": relative_errors(predicted, true),
     }
     lines = [f"{'relative error in %, test cells':34s} {'mean':>7s} {'median':>7s} {'worst':>7s}"]
     for name, errors in rows.items():

@@ -16,7 +16,7 @@ import xarray as xr
 from distributed import LocalCluster
 
 import data_gen
-from data_gen import generation
+from data_gen import generation, workers
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.dataset import replaced_when_complete
@@ -72,8 +72,8 @@ def test_mpb_labels_are_those_of_the_fast_solver(tmp_path):
 
 def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path):
     command = [sys.executable, "-m", "data_gen.cli", "generate", "gpm", "--samples", "1500", "--unlabelled"]
-    for name, workers in (("one.h5", "1"), ("two.h5", "2")):
-        subprocess.run([*command, "--out", tmp_path / name, "--workers", workers], check=True, capture_output=True)
+    for name, count in (("one.h5", "1"), ("two.h5", "2")):
+        subprocess.run([*command, "--out", tmp_path / name, "--workers", count], check=True, capture_output=True)
     calm = (tmp_path / "one.h5").read_bytes()
     assert (tmp_path / "two.h5").read_bytes() == calm
 
@@ -218,6 +218,16 @@ def _deadly_chunk(plan, start, stop):
     if start <= 5 < stop:
         os.kill(os.getpid(), signal.SIGKILL)
     return generation.compute_chunk(plan, start, stop)
+
+
+def test_workers_that_are_gone_are_said_and_not_waited_for(monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE", "1s")
+    record = (functools.partial(generation.failed_cell, None), generation.join)
+    with (
+        workers._client(0, None) as client,
+        pytest.raises(OSError, match="all worker processes are gone, .*; the same"),
+    ):
+        list(workers._run_on_dask(client, range, *record, [(0, 1)]))
 
 
 def test_no_scheduler_at_an_address_is_one_line(tmp_path, capsys):

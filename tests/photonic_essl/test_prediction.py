@@ -27,7 +27,7 @@ def test_data_are_not_written_over(finished, labelled, tmp_path):
     file = shutil.copy(labelled, tmp_path / "cells.nc")
     before = file.read_bytes()
     with pytest.raises(ValueError, match="`out` must be another file than `data`"):
-        predict(finished, file, file)
+        predict(file, file, finished)
     assert file.read_bytes() == before
 
 
