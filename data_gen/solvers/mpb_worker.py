@@ -136,7 +136,9 @@ class Operator:
         flat, image = modes.reshape(len(modes), -1), image.reshape(len(modes), -1)
         overlap = flat.conj() @ flat.T
         if np.abs(overlap - np.eye(len(modes))).max() > ORTHONORMAL:
-            return frequency, modes  # at k = 0 MPB's constant modes may lie in the other component
+            # At k = 0 MPB's constant modes may lie in the other component. Its degenerate levels may come unsorted.
+            order = np.argsort(frequency)
+            return frequency[order], modes[order]
         root = np.linalg.inv(np.linalg.cholesky(overlap))
         eigenvalue, vectors = np.linalg.eigh(root @ (flat.conj() @ image.T) @ root.conj().T)
         rotated = (root.conj().T @ vectors).T @ flat

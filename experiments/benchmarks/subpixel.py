@@ -57,7 +57,7 @@ def mpbs(cell: dict[str, float], polarization: str, factor: int = 1) -> np.ndarr
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return np.array(json.loads(answer.read_text())["frequency"])
+        return np.sort(json.loads(answer.read_text())["frequency"])  # MPB may leave nearly degenerate bands unsorted
 
 
 def error(frequency: np.ndarray, reference: np.ndarray) -> tuple[float, float]:

@@ -225,7 +225,7 @@ def test_workers_that_are_gone_are_said_and_not_waited_for(monkeypatch):
     record = (functools.partial(generation.failed_cell, None), generation.join)
     with (
         workers._client(0, None) as client,
-        pytest.raises(OSError, match="all worker processes are gone, .*; the same"),
+        pytest.raises(OSError, match="all worker processes are gone"),
     ):
         list(workers._run_on_dask(client, range, *record, [(0, 1)]))
 
