@@ -25,6 +25,7 @@ bench: setup
 	$(VENV)/bin/python -m experiments.benchmarks.solvers
 	$(VENV)/bin/python -m experiments.benchmarks.labels
 	$(VENV)/bin/python -m experiments.benchmarks.subpixel
+	$(VENV)/bin/python -m experiments.benchmarks.prediction
 	$(VENV)/bin/python -m experiments.benchmarks.pretraining
 
 crosscheck: setup
