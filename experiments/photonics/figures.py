@@ -136,6 +136,10 @@ def report(rows: pd.DataFrame, scale: str) -> str:
         f"Labels that each needs to equal *{NAMES[yardstick(converged)]}* at the largest number of labels; between the "
         "numbers that were run the error is taken for a power law.",
         _needed_table(converged),
+        "## Cost",
+        "Seconds of one process, of pre-training (or of training a surrogate, without its labels) and of each training "
+        "on labels, mean over runs; other processes ran beside them.",
+        _cost_table(converged),
     ]
     noise = label_noise(rows)
     if not noise.empty:
@@ -190,6 +194,17 @@ def _paired_table(rows: pd.DataFrame) -> str:
         for row in paired_tests(rows).itertuples()
     ]
     return markdown(["dataset", "labels", "difference", "mean", "standard deviation", "pairs", "p"], lines)
+
+
+def _cost_table(rows: pd.DataFrame) -> str:
+    """Return a table of seconds: recipes down, pre-training and numbers of labels across."""
+    numbers, lines = sorted(rows["labels"].unique()), []
+    for (dataset, recipe), part in rows.groupby(["dataset", "recipe"]):
+        seconds = part.groupby("labels")["seconds"].mean()
+        pretraining = part["pretraining_seconds"].mean()
+        words = [pretraining, *(seconds.get(number, np.nan) for number in numbers)]
+        lines.append([dataset, NAMES[recipe], *("" if np.isnan(value) else f"{value:.0f}" for value in words)])
+    return markdown(["dataset", "recipe", "pre-training", *map(str, numbers)], lines)
 
 
 def _needed_table(rows: pd.DataFrame) -> str:
