@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -83,9 +83,7 @@ def folders(runs: Path, scale: Scale) -> tuple[Path, Path]:
     return runs / scale.name, runs / scale.data / "data"
 
 
-def trials(
-    scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str], labels: Sequence[int] | None = None
-) -> list[Trial]:
+def trials(scale: Scale, plans: dict[str, DatasetPlan], recipes: Sequence[str]) -> list[Trial]:
     """Return all trials of a study, whole sets of recipes first, so that a part of the study can be compared too."""
     known = (*RECIPES, *BASELINES)
     if unknown := sorted(set(recipes) - set(known)):
@@ -96,7 +94,7 @@ def trials(
         if recipe in BASELINES and seed != scale.pretraining_seeds[0]:
             continue
         settings = {**epochs, "encoder": RECIPES.get(recipe, {}).get("encoder", scale.encoder)}
-        for number, draw in itertools.product(labels or scale.labels, scale.label_seeds):
+        for number, draw in itertools.product(scale.labels, scale.label_seeds):
             if number == plans[dataset].samples["pool"] and draw != scale.label_seeds[0]:
                 continue  # All cells of the pool are one draw.
             found.append(Trial(dataset, recipe, scale.name, number, seed, draw, **settings))
@@ -208,10 +206,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.rerun is not None:
         return rerun_from_table(table, arguments.rerun, arguments.runs, arguments.processes)
     scale = load_scale(arguments.scale)
+    asked_for = {"labels": arguments.labels, "pretraining_seeds": arguments.seeds}
+    scale = replace(scale, **{name: values for name, values in asked_for.items() if values})
     try:
         plans = {name: load_plan(name, scale.name) for name in arguments.datasets or scale.datasets}
         study = Study(table, *folders(arguments.runs, scale), plans, arguments.published_protocol)
-        wanted = trials(scale, plans, arguments.recipes or [*scale.recipes, *BASELINES], arguments.labels)
+        wanted = trials(scale, plans, arguments.recipes or [*scale.recipes, *BASELINES])
         groups = unfinished(study, wanted)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
@@ -248,6 +248,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--datasets", nargs="+", help="blob, gpm, p1; those of the scale where not given")
     command.add_argument("--recipes", nargs="+", help="those of the scale, and the baselines, where not given")
     command.add_argument("--labels", nargs="+", type=int, help="numbers of labels; those of the scale where not given")
+    command.add_argument("--seeds", nargs="+", type=int, help="of pre-training; those of the scale where not given")
     command.add_argument("--processes", type=int, default=1, help="processes of one thread each")
     command.add_argument("--out", type=Path, help=f"the table; {TABLE} where not given, or that of the scale")
     command.add_argument("--runs", type=Path, default=RUNS, help="folder of the datasets and runs")
