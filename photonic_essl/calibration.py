@@ -1,7 +1,8 @@
 """Intervals around predicted densities of states: how far a prediction may be off, with a stated coverage.
 
-All copies of a cell under the symmetries of its density of states have one and the same, and a trained network gives
-each a slightly different one. How far these lie apart tells how sure it is of this cell at this frequency; split
+All copies of a cell under the symmetries of its density of states have one and the same, and a network that sees images
+gives each a slightly different one; a first approximation by plane waves is corrected by more where it is hard. How far
+copies lie apart, and how large the correction is, tell how sure the prediction is of this cell at this frequency; split
 conformal calibration with that scale (Lei et al., J. Am. Stat. Assoc. 113 (2018) 1094, section 5.2) makes it a width of
 known coverage, from cells that were not trained on.
 """
@@ -26,9 +27,9 @@ SMALL = 0.1
 class Calibration(nn.Module):
     """What turns the spread of predictions over symmetric copies into an interval.
 
-    Half the width of an interval is `quantile(coverage) · (spread + small error)`. The spread is the mean distance of
-    the copies' predictions from their mean; the small error, a tenth percentile over cells at this frequency, is for
-    cells whose copies agree by chance, or by symmetry.
+    Half the width of an interval is `quantile(coverage) · (spread + small error)`. The spread is what
+    `Regressor.mean_and_spread` gives; the small error, a tenth percentile over cells at this frequency, is for cells
+    whose spread is small by chance, or by symmetry.
 
     Args:
         frequencies: how many are predicted.
@@ -54,7 +55,7 @@ class Calibration(nn.Module):
 
         Args:
             mean: of the predictions for the copies of each cell.
-            spread: of the same.
+            spread: how unsure the predictions are.
             dos: the true densities of states.
         """
         if len(dos) < FEWEST_CELLS:
@@ -71,7 +72,7 @@ class Calibration(nn.Module):
         """Return half the width of intervals of this coverage.
 
         Args:
-            spread: of the predictions for the copies of each cell.
+            spread: how unsure the predictions are.
             coverage: share of cells and frequencies, 0.24 < ωn < 0.96, whose true value is to lie within.
 
         Raises:

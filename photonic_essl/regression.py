@@ -26,6 +26,9 @@ SHIPPED = Path(__file__).with_name("shipped")
 COPIES = 8
 """At most so many symmetric copies of a cell are predicted, and averaged."""
 
+THEREABOUTS = 0.02
+"""Standard deviation over the scaled frequency within which a correction tells how sure a prediction is."""
+
 WIDEST_SMOOTHING = 0.1
 """Standard deviation over the scaled frequency beyond which a density of states has no features left."""
 
@@ -175,15 +178,22 @@ class Regressor(
     def mean_and_spread(
         self, cells: Float[Tensor, "sample channel x y"], batch_size: int = 256
     ) -> tuple[Float32[Tensor, "sample 400"], Float32[Tensor, "sample 400"]]:
-        """Return the mean of the predictions for symmetric copies of each cell, and their mean distance from it."""
+        """Return the mean of the predictions for symmetric copies of each cell, and how unsure they are of it.
+
+        That is their mean distance from it, and by how much the first approximation was corrected thereabouts.
+        """
         means, spreads = [], []
         with evaluating(self):
             for batch in cells.to(self.empty_lattice).split(max(batch_size // COPIES, 1)):
                 copies = self.invariance.copies(batch, COPIES)
-                approximations = self.approximations(batch).repeat(len(copies), 1)
-                predicted = self._densities(copies.flatten(0, 1), approximations).unflatten(0, copies.shape[:2])
+                approximation = self.approximations(batch)
+                inputs = copies.flatten(0, 1), approximation.repeat(len(copies), 1)
+                predicted = self._densities(*inputs).unflatten(0, copies.shape[:2])
                 means.append(predicted.mean(0))
                 spreads.append((predicted - means[-1]).abs().mean(0))
+                if self.approximate:
+                    corrected = (means[-1] - (self.empty_lattice + approximation).cpu()).abs()
+                    spreads[-1] += functional.linear(corrected, gaussian_kernel(THEREABOUTS))
         return torch.cat(means), torch.cat(spreads)
 
     def check_physics(self, polarization: str | None, lattice: Float[Tensor, "2 2"]) -> None:
