@@ -152,7 +152,7 @@ def _table(name: str, groups: object, word: Callable[[object], str]) -> str:
 
 
 def _interval(bounds: pd.Interval) -> str:
-    return f"{max(bounds.left, 0):g} to {bounds.right:g}"
+    return f"{max(bounds.left, 0):.2g} to {bounds.right:.2g}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,7 +45,7 @@ def test_a_command_without_a_model_predicts(model, tmp_path):
     words = ["predict", "--data", str(tmp_path / "cell.npy"), "--out", str(tmp_path / "dos.nc")]
     assert run("photonic-essl", COMMANDS, words) == 0
     written = xr.load_dataset(tmp_path / "dos.nc")
-    np.testing.assert_allclose(written["dos"], model.predict(epsilon[None]), atol=1e-6)
+    np.testing.assert_allclose(written["dos"], model.predict(epsilon), atol=1e-6)
     assert {"lowest", "highest"} <= set(written)
 
 
