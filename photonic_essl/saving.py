@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+
+from data_gen.dataset import replaced_when_complete
 
 SETTINGS, WEIGHTS, DIGEST = "config.json", "model.safetensors", "digest"
 
@@ -40,7 +42,9 @@ class SavedModel(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl"):
         weights = {
             name: value.cpu().clone(memory_format=torch.contiguous_format) for name, value in self.state_dict().items()
         }
-        save_file(weights, save_directory / WEIGHTS, {DIGEST: digest(self._hub_mixin_config, weights)})
+        # safetensors' own `save_file` makes files that nobody else may read, and models travel between groups.
+        with replaced_when_complete(save_directory / WEIGHTS) as partial:
+            partial.write_bytes(save(weights, {DIGEST: digest(self._hub_mixin_config, weights)}))
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, network: nn.Module | None = None, **download: Any) -> "SavedModel":

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -50,6 +51,17 @@ def test_the_card_says_what_the_model_is(saved):
     card = (saved / "README.md").read_text()
     assert "Regressor of the density of states of photonic crystal cells, made by photonic_essl" in card
     assert "library_name: photonic_essl" in card
+
+
+def test_others_may_read_a_model_as_the_user_lets_them(folder):
+    modes = {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()}
+    assert set(modes.values()) == {0o666 & ~_umask()}, modes
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 @pytest.mark.parametrize(
