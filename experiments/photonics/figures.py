@@ -113,7 +113,7 @@ def draw_labels_saved(rows: pd.DataFrame) -> Figure:
         words = [_needed(needed, fewest) for needed, fewest in zip(part["needed"], part["fewest"])]
         ax.bar_label(bars, words, padding=3)
         reference = part["reference"].iloc[0]
-        ax.set(title=dataset, xlabel=f"labelled cells to equal {equal} at {reference}", xlim=(0, 1.25 * reference))
+        ax.set(title=dataset, xlabel=f"labelled cells to equal\n{equal} at {reference}", xlim=(0, 1.35 * reference))
     return figure
 
 

@@ -93,7 +93,7 @@ def test_the_published_protocol_is_the_lowest_error_over_epochs_on_the_test_spli
     assert row["relative_error_published_protocol"] == pytest.approx(logged.min(), abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", ["e-simclr", "few-labels-surrogate", "ridge"])
+@pytest.mark.parametrize("recipe", ["e-simclr", pytest.param("few-labels-surrogate", marks=pytest.mark.slow), "ridge"])
 def test_a_row_run_again_from_its_record_gives_its_number(finished, recipe):
     row = [row for row in table.read_rows(finished.table) if row["recipe"] == recipe][-1]
     assert study.rerun(finished, row) <= 1e-6

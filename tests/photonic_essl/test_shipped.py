@@ -26,7 +26,7 @@ def test_it_is_compact_and_has_its_card():
         assert part in card
 
 
-@pytest.mark.parametrize("name", ["blob", "p1", "rods"])
+@pytest.mark.parametrize("name", ["blob", *(pytest.param(name, marks=pytest.mark.slow) for name in ("p1", "rods"))])
 def test_it_is_right_about_cells_that_it_has_not_seen(model, name):
     family = unit_cell_family(name)
     fine = np.stack([family.draw(99, index, 32).epsilon for index in range(6)])
