@@ -12,13 +12,17 @@ import torch
 from jaxtyping import Complex64, Float, Float32, Int64
 from torch import Tensor, nn
 
-from photonic_essl.metrics import FREQUENCIES, PREDICTED
+from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 
 WAVEVECTORS = 6
-"""Along each reciprocal lattice vector; around each of them lie as many subdivisions as the next line says."""
+"""Number of wavevectors along each reciprocal lattice vector at which bands are solved."""
+
 SUBDIVISIONS = 8
+"""Into how many parts k·p divides the distance between them."""
+
 SMOOTHING = 0.01
 """Standard deviation of the Gaussian over scaled frequency: that of the labels."""
+
 BATCH = 64
 """Cells at a time, which bounds the memory."""
 
@@ -39,7 +43,7 @@ class PlaneWaves(nn.Module):
         polarization: tm or te.
 
     Raises:
-        ValueError: if the cutoff is not positive, or the grid is too coarse for its plane waves.
+        ValueError: if the cutoff is not positive, the grid too coarse for its plane waves, or the polarization neither.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class PlaneWaves(nn.Module):
         polarization: str = "tm",
     ):
         super().__init__()
+        if polarization not in ("tm", "te"):
+            raise ValueError(f"`polarization` must be tm or te, got {polarization!r}.")
         lattice = torch.eye(2, dtype=torch.float64, device="cpu") if lattice is None else lattice.double().cpu()
         reciprocal = torch.linalg.inv(lattice).T
         waves = _waves(cutoff, reciprocal)
@@ -73,7 +79,7 @@ class PlaneWaves(nn.Module):
             self.register_buffer(name, values, persistent=False)
         uniform = self._density(torch.ones(1, *grid, device="cpu"))
         # A cell of another area than a² has more or fewer states than the empty lattice that regressors start from.
-        missing = 2 * math.pi * (area - 1) * torch.from_numpy(FREQUENCIES[:PREDICTED]).float()
+        missing = (area - 1) * torch.from_numpy(empty_lattice()[:PREDICTED]).float()
         self.register_buffer("uniform", uniform - missing, persistent=False)
 
     def forward(self, epsilon: Float[Tensor, "batch 1 x y"]) -> Float32[Tensor, "batch 400"]:
@@ -81,6 +87,9 @@ class PlaneWaves(nn.Module):
 
         Args:
             epsilon: relative permittivity, positive.
+
+        Returns:
+            In a/2πc, states per unit cell, smoothed as labels are.
         """
         with torch.autocast(epsilon.device.type, enabled=False):
             return torch.cat([self._density(batch) for batch in epsilon[:, 0].float().split(BATCH)]) - self.uniform

@@ -71,6 +71,8 @@ class Regressor(
         network: nn.Module | None = None,
     ):
         super().__init__()
+        if plane_waves and channels != 1:
+            raise ValueError(f"plane waves are of one channel, ε, got {channels} channels.")
         if not 0 <= smoothing <= WIDEST_SMOOTHING:
             raise ValueError(f"`smoothing` must be from 0 to {WIDEST_SMOOTHING}, got {smoothing}.")
         self.invariance, self.polarization = group(invariance), polarization

@@ -8,6 +8,7 @@ import data_gen
 from data_gen.lattices import basis_vectors
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.plane_waves import PlaneWaves
+from photonic_essl.regression import Regressor
 from photonic_essl.symmetry import lattice_symmetries
 
 HEXAGONAL = torch.from_numpy(basis_vectors("hexagonal"))
@@ -72,3 +73,10 @@ def test_bad_cutoffs_are_refused():
         PlaneWaves(-1)
     with pytest.raises(ValueError, match=r"up to 3\.2 are too many for a grid of 6 × 32 points"):
         PlaneWaves(3.2, (6, 32))
+
+
+def test_other_polarizations_and_channels_are_refused():
+    with pytest.raises(ValueError, match="`polarization` must be tm or te, got 'tem'"):
+        PlaneWaves(3.2, polarization="tem")
+    with pytest.raises(ValueError, match="plane waves are of one channel, ε, got 2 channels"):
+        Regressor("none", channels=2, plane_waves=3.2)
