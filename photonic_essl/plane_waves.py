@@ -1,12 +1,14 @@
-"""A first approximation to the density of states, in milliseconds a cell: few plane waves, and k·p between wavevectors.
+"""A first approximation to the density of states, in milliseconds a cell: plane waves, and k·p between wavevectors.
 
-A band structure in a few dozen plane waves is cheap and, at the frequencies that are predicted, nearly right. Solved
-on a coarse grid of wavevectors, its lowest states also span those nearby (k·p; for photonic crystals M. I. Hussein,
-Proc. R. Soc. A 465 (2009) 2825), which gives a fine grid for the price of matrices of a few states. What is missing, a
-network has to learn; see `Regressor`.
+The lowest states in a few plane waves are cheap. One step of inverse iteration and a Rayleigh–Ritz projection in many
+more bring them close to what a full solution gives. Solved on a coarse grid of wavevectors, they also span those nearby
+(k·p; for photonic crystals M. I. Hussein, Proc. R. Soc. A 465 (2009) 2825), the higher ones to second order (P.-O.
+Löwdin, J. Chem. Phys. 19 (1951) 1396), which gives a fine grid for the price of matrices of a few states.
+What is missing, a network has to learn; see `Regressor`.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Complex64, Float, Float32, Int64
@@ -17,8 +19,11 @@ from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 WAVEVECTORS = 6
 """Number of wavevectors along each reciprocal lattice vector at which bands are solved."""
 
-SUBDIVISIONS = 8
+SUBDIVISIONS = 12
 """Into how many parts k·p divides the distance between them."""
+
+NARROWEST_GAP = 0.1
+"""Distance in (ωn)² below which higher states no longer act to second order alone, and are made to act by less."""
 
 SMOOTHING = 0.01
 """Standard deviation of the Gaussian over scaled frequency: that of the labels."""
@@ -30,20 +35,20 @@ _STEP = float(FREQUENCIES[1])
 
 
 class PlaneWaves(nn.Module):
-    """The difference of a cell's density of states from that of a uniform one, as few plane waves give it.
+    """The difference of a cell's density of states from that of a uniform one, as plane waves give it.
 
     It does not change under translations by whole pixels, nor under ε → s·ε, nor, on the square lattice, under the
     point group: waves and wavevectors have the symmetry of the lattice. (On others the grid of wavevectors has only
     some of it, and the result keeps the rest to the error of that grid.)
 
     Args:
-        cutoff: plane waves with |G| up to this are taken, in 2π/a.
+        cutoff: plane waves with |G| up to this are taken, in 2π/a, of those that the grid tells apart.
         grid: number of points of the cells along the two lattice vectors.
         lattice: lattice vectors, one a row, in units of a.
         polarization: tm or te.
 
     Raises:
-        ValueError: if the cutoff is not positive, the grid too coarse for its plane waves, or the polarization neither.
+        ValueError: if the cutoff is not positive, or the polarization neither.
     """
 
     def __init__(
@@ -58,21 +63,22 @@ class PlaneWaves(nn.Module):
             raise ValueError(f"`polarization` must be tm or te, got {polarization!r}.")
         lattice = torch.eye(2, dtype=torch.float64, device="cpu") if lattice is None else lattice.double().cpu()
         reciprocal = torch.linalg.inv(lattice).T
-        waves = _waves(cutoff, reciprocal)
-        if any(2 * reach >= points for reach, points in zip(waves.abs().amax(0).tolist(), grid)):
-            raise ValueError(f"plane waves up to {cutoff:g} are too many for a grid of {grid[0]} × {grid[1]} points.")
+        waves = _waves(cutoff, reciprocal, grid)
         self.polarization = polarization
         area = abs(float(torch.linalg.det(lattice)))
-        # Twice as many as a uniform cell has below the highest frequency that is predicted.
+        # Twice as many as a uniform cell has below the highest frequency that is predicted; as many above them are
+        # folded into these, and whole shells of waves that hold half as many again are solved first.
         self.states = min(2 * math.ceil(math.pi * FREQUENCIES[PREDICTED] ** 2 * area), len(waves))
+        self.improved = min(2 * self.states, len(waves))
+        length = (waves.double() @ reciprocal).norm(dim=1)
+        self.inner = int((length <= length[: 3 * self.states][-1] + 1e-9).sum())
         centres = _centred(WAVEVECTORS)
         half = torch.cartesian_prod(centres, centres)[WAVEVECTORS**2 // 2 :]  # ω(-k) = ω(k)
-        offsets = torch.cartesian_prod(*2 * [_centred(SUBDIVISIONS) / WAVEVECTORS])
-        differences = (waves[:, None] - waves) % torch.tensor(grid, device="cpu")
+        x, y = (torch.cartesian_prod(*2 * [_centred(SUBDIVISIONS) / WAVEVECTORS]) @ reciprocal).float().unbind(-1)
         constants = {
-            "differences": differences,
+            "differences": (waves[:, None] - waves) % torch.tensor(grid, device="cpu"),
             "momenta": ((waves + half[:, None]) @ reciprocal).float(),
-            "offsets": (offsets @ reciprocal).float(),
+            "monomials": torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1),
             "kernel": _smoothing_kernel(),
         }
         for name, values in constants.items():
@@ -104,50 +110,110 @@ class PlaneWaves(nn.Module):
         histogram.scatter_add_(1, below.long() + 1, part)
         # The last point holds all states that lie beyond.
         histogram[:, -1] = 0
-        return histogram @ self.kernel / (len(self.momenta) * len(self.offsets))
+        return histogram @ self.kernel / (len(self.momenta) * len(self.monomials))
 
     def _scaled_frequencies(self, epsilon: Float32[Tensor, "batch x y"]) -> Float32[Tensor, "batch state"]:
         """Return ωn of the lowest states at all wavevectors."""
-        coefficients = torch.fft.fft2(epsilon.to(torch.complex64), norm="forward")
+        relative = epsilon / epsilon.mean((1, 2), keepdim=True)  # its ω is the cell's ωn
+        coefficients = torch.fft.fft2(relative.to(torch.complex64), norm="forward")
         matrix = coefficients[:, self.differences[..., 0], self.differences[..., 1]]
-        squares, linear, quadratic = (self._tm if self.polarization == "tm" else self._te)(matrix)
-        # ω² of the states at k + q, in the space of the lowest states at k.
-        q = self.offsets
-        nearby = torch.diag_embed(squares)[:, :, None] + q.square().sum(1)[:, None, None] * quadratic[:, :, None]
-        for axis in range(2):
-            nearby = nearby + q[:, axis, None, None] * linear[axis][:, :, None]
-        frequency = torch.linalg.eigvalsh(nearby).clamp(min=0).sqrt().flatten(1)
-        return frequency * epsilon.mean((1, 2)).sqrt()[:, None]
+        solved = self._tm(matrix) if self.polarization == "tm" else self._te(matrix)
+        nearby = self.monomials @ torch.view_as_real(_polynomial(*solved, self.states)).flatten(3)
+        nearby = torch.view_as_complex(nearby.unflatten(3, (self.states, self.states, 2)))
+        return torch.linalg.eigvalsh(nearby).clamp(min=0).sqrt().flatten(1)
 
-    def _tm(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Solve |k + G|² E = ω² ε E; return ω² of the lowest states, and what is linear and quadratic in q."""
-        factor = torch.linalg.cholesky(epsilon)
-        unit = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, unit, upper=False)[:, None]
-        scaled = inverse * self.momenta.norm(dim=-1)[:, None]
-        squares, states = torch.linalg.eigh(scaled @ scaled.mH)
-        fields = inverse.mH @ states[..., : self.states]
-        linear = [2 * fields.mH @ (self.momenta[..., axis, None] * fields) for axis in range(2)]
-        return squares[..., : self.states], linear, fields.mH @ fields
+    def _tm(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> "_Projected":
+        """Solve |k + G|² E = ω² ε E."""
+        inner, momenta = self.inner, self.momenta
+        inverse = _inverse_root(epsilon[:, :inner, :inner])[:, None]
+        scaled = inverse * momenta[:, :inner].norm(dim=-1)[:, None]
+        squares, states = (part[..., : self.improved] for part in torch.linalg.eigh(scaled @ scaled.mH))
+        stiffness = momenta.square().sum(-1)[..., None]
+        fields = (epsilon[:, None, :, :inner] @ (inverse.mH @ states)) * squares[..., None, :] / stiffness
+        return _Projected(
+            mass=fields.mH @ (epsilon[:, None] @ fields),
+            stiffness=fields.mH @ (stiffness * fields),
+            linear=[2 * fields.mH @ (p[..., None] * fields) for p in momenta.unbind(-1)],
+            quadratic=fields.mH @ fields,
+        )
 
-    def _te(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Solve (k + G)·η(G, G')·(k + G') H = ω² H, where η is the inverse of the matrix of ε; return as `_tm` does."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(epsilon))[:, None]
-        momenta = self.momenta.unbind(-1)
-        squares, states = torch.linalg.eigh(sum(p[:, :, None] * inverse * p[:, None] for p in momenta))
-        fields = states[..., : self.states]
-        linear = [fields.mH @ (inverse @ (p[..., None] * fields)) for p in momenta]
-        return squares[..., : self.states], [part + part.mH for part in linear], fields.mH @ inverse @ fields
+    def _te(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> "_Projected":
+        """Solve (k + G)·η(G, G')·(k + G') H = ω² H, where η is the inverse of the matrix of ε."""
+        inner, momenta = self.inner, self.momenta.unbind(-1)
+        few, all_waves = (_inverse(part)[:, None] for part in (epsilon[:, :inner, :inner], epsilon))
+        squares, states = torch.linalg.eigh(sum(p[:, :inner, None] * few * p[:, None, :inner] for p in momenta))
+        states = (states * squares[..., None, :])[..., : self.improved]
+        states = nn.functional.pad(states, (0, 0, 0, len(self.differences) - inner))
+        stiffness = sum(p[..., None] * all_waves * p[:, None] for p in momenta)
+        fields = torch.cholesky_solve(states, torch.linalg.cholesky(stiffness))
+        image = all_waves @ fields
+        linear = [fields.mH @ (all_waves @ (p[..., None] * fields)) for p in momenta]
+        return _Projected(
+            mass=fields.mH @ fields,
+            stiffness=fields.mH @ states,
+            linear=[part + part.mH for part in linear],
+            quadratic=fields.mH @ image,
+        )
 
 
-def _waves(cutoff: float, reciprocal: Float[Tensor, "2 2"]) -> Int64[Tensor, "wave 2"]:
-    """Return the reciprocal lattice vectors up to the cutoff, in units of the basis."""
+class _Projected(NamedTuple):
+    """An operator of k + q, `stiffness + q·linear + q² quadratic`, and `mass`, in a few fields at each k.
+
+    Each is `(batch, k, field, field)`; `linear` has one along x and one along y.
+    """
+
+    mass: Tensor
+    stiffness: Tensor
+    linear: list[Tensor]
+    quadratic: Tensor
+
+
+def _polynomial(
+    mass: Tensor, stiffness: Tensor, linear: list[Tensor], quadratic: Tensor, states: int
+) -> Complex64[Tensor, "batch k 6 {states} {states}"]:
+    """Return the operator in its lowest states at k, as coefficients of 1, x, y, x², xy and y², q = (x, y).
+
+    The other states are folded into what is quadratic, to second order.
+    """
+    inverse = _inverse_root(mass)
+    squares, modes = torch.linalg.eigh(inverse @ stiffness @ inverse.mH)
+    modes = inverse.mH @ modes
+    x, y, quadratic = (modes.mH @ part @ modes for part in (*linear, quadratic))
+    gap = squares[..., None, states:] - squares[..., :states, None]
+    weight = -gap / (gap.square() + NARROWEST_GAP**2)
+
+    def folded(first: Tensor, second: Tensor) -> Tensor:
+        up, down = first[..., :states, states:], second[..., states:, :states]
+        return ((weight * up) @ down + up @ (weight.mT * down)) / 2
+
+    x_states, y_states, own = (part[..., :states, :states] for part in (x, y, quadratic))
+    constant = torch.diag_embed(squares[..., :states]).to(own.dtype)
+    xx, xy, yy = own + folded(x, x), folded(x, y) + folded(y, x), own + folded(y, y)
+    return torch.stack([constant, x_states, y_states, xx, xy, yy], 2)
+
+
+def _inverse_root(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, "*batch n n"]:
+    """Return the inverse of the Cholesky factor."""
+    factor = torch.linalg.cholesky(matrix)
+    unit = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device).expand_as(factor)
+    return torch.linalg.solve_triangular(factor, unit, upper=False)
+
+
+def _inverse(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, "*batch n n"]:
+    """Return the inverse of positive matrices."""
+    return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _waves(cutoff: float, reciprocal: Float[Tensor, "2 2"], grid: tuple[int, int]) -> Int64[Tensor, "wave 2"]:
+    """Return the reciprocal lattice vectors up to the cutoff, in units of the basis, the shortest first."""
     if not cutoff > 0:
         raise ValueError(f"the cutoff of plane waves must be positive, got {cutoff}.")
     reach = math.ceil(cutoff / float(torch.linalg.svdvals(reciprocal).min()))
-    steps = torch.arange(-reach, reach + 1, device="cpu")
-    all_waves = torch.cartesian_prod(steps, steps)
-    return all_waves[(all_waves.double() @ reciprocal).norm(dim=1) <= cutoff]
+    orders = [torch.arange(-most, most + 1, device="cpu") for most in (min(reach, (n - 1) // 2) for n in grid)]
+    waves = torch.cartesian_prod(*orders)
+    length = (waves.double() @ reciprocal).norm(dim=1)
+    order = length.argsort(stable=True)
+    return waves[order[length[order] <= cutoff + 1e-9]]
 
 
 def _centred(points: int) -> Float[Tensor, " points"]:

@@ -135,7 +135,7 @@ def test_a_run_may_start_from_a_regressor_head_and_all(finished, labelled, cells
 def test_few_labels_begin_with_plane_waves_and_end_as_smooth_as_labels(labelled, cells, tmp_path):
     model = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
     settings = read_record(tmp_path / "run" / "run.json")["settings"]
-    assert (settings["encoder"], settings["plane_waves"]) == ("none", 3.2)
+    assert (settings["encoder"], settings["plane_waves"]) == ("none", 6.5)
     assert torch.equal(load_regressor(tmp_path / "run")(cells.epsilon), model(cells.epsilon))
     rough = finetune(labelled, tmp_path / "rough", labels=10, smoothing=0, **SMALL)
     with torch.no_grad():

@@ -51,7 +51,7 @@ def test_more_plane_waves_come_nearer_to_the_label(lattice, polarization):
         difference = PlaneWaves(cutoff, (32, 32), LATTICES[lattice], polarization)(epsilon)
         errors.append(relative_error(EMPTY + difference, labels["dos"]))
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.008, errors
+    assert errors[-1] < {"tm": 0.001, "te": 0.006}[polarization], errors
 
 
 @pytest.mark.parametrize("polarization", ["tm", "te"])
@@ -68,11 +68,18 @@ def test_a_cell_is_the_same_alone_and_among_others():
     torch.testing.assert_close(plane_waves(epsilon[66:67]), plane_waves(epsilon)[66:67], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_a_coarse_grid_has_fewer_waves(polarization):
+    epsilon = smooth_cells(2, n=8)
+    few, all_there_are = (PlaneWaves(cutoff, (8, 8), polarization=polarization)(epsilon) for cutoff in (4.3, 20))
+    torch.testing.assert_close(few, all_there_are, rtol=0, atol=1e-5)
+    label = data_gen.label(epsilon[:, 0], polarization=polarization)["dos"]
+    assert relative_error(EMPTY + few, label) < 0.02
+
+
 def test_bad_cutoffs_are_refused():
     with pytest.raises(ValueError, match="must be positive, got -1"):
         PlaneWaves(-1)
-    with pytest.raises(ValueError, match=r"up to 3\.2 are too many for a grid of 6 × 32 points"):
-        PlaneWaves(3.2, (6, 32))
 
 
 def test_other_polarizations_and_channels_are_refused():

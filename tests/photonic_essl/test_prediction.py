@@ -43,7 +43,7 @@ def test_predictions_carry_their_frequencies_and_units(finished, labelled, cells
     assert one.dims == ("frequency",)
     np.testing.assert_allclose(one, predicted[3], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(model.predict(cells.epsilon[:, 0]), predicted)
-    np.testing.assert_array_equal(model.predict(stored.values.astype("f8"), batch_size=20), predicted)
+    np.testing.assert_allclose(model.predict(stored.values.astype("f8"), batch_size=20), predicted, rtol=0, atol=1e-5)
 
 
 def test_smoothing_widens_a_line_by_its_width_and_keeps_its_weight():
