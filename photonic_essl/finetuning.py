@@ -343,14 +343,14 @@ class FineTuning(SeededModule):
 
 
 class BestOnValidation(lightning.Callback):
-    """Keeps the weights of the epoch with the lowest relative error on validation cells.
+    """Keeps the weights of the epoch with the lowest relative error on validation cells, those at the start included.
 
     Args:
         cells: labelled cells that are not trained on.
 
     Attributes:
         error: the lowest relative error so far.
-        epoch: when it was reached, in epochs of the module from 1.
+        epoch: when it was reached, in epochs of the module; 0 is before the first.
         weights: of the regressor then.
     """
 
@@ -359,17 +359,22 @@ class BestOnValidation(lightning.Callback):
         self.error, self.epoch, self.weights = float("inf"), 0, {}
 
     def on_fit_start(self, trainer: lightning.Trainer, module: FineTuning) -> None:
-        """Make the first approximations, once."""
+        """Make the first approximations, once, and validate the weights that a new run starts from."""
         self.approximations = module.regressor.approximations(self.cells.epsilon.to(module.device))
+        if not self.weights:
+            self._validate(module, 0)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: FineTuning) -> None:
         """Validate, and keep the weights if they are better than any before."""
         module.check_finite()
+        module.report(validation_relative_error=self._validate(module, trainer.current_epoch + 1))
+
+    def _validate(self, module: FineTuning, epoch: int) -> float:
         error = relative_error(module.regressor.predicted(self.cells.epsilon, self.approximations), self.cells.dos)
-        module.report(validation_relative_error=error)
         if error < self.error:
             weights = {name: value.detach().cpu().clone() for name, value in module.regressor.state_dict().items()}
-            self.error, self.epoch, self.weights = error, trainer.current_epoch + 1, weights
+            self.error, self.epoch, self.weights = error, epoch, weights
+        return error
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has to survive a stop."""

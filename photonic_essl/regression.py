@@ -85,6 +85,9 @@ class Regressor(
         if not seen:
             raise ValueError("a regressor without an encoder needs `plane_waves`, got 0.")
         self.head = multilayer([seen, *head, PREDICTED], normalise=False)
+        if plane_waves:  # no correction before there are labels
+            nn.init.zeros_(self.head[-1].weight)
+            nn.init.zeros_(self.head[-1].bias)
         self.calibration = Calibration(PREDICTED)
         self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)

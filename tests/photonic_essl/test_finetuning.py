@@ -7,7 +7,7 @@ import torch
 
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
-from photonic_essl.finetuning import copy_weights, finetune, split
+from photonic_essl.finetuning import copy_weights, finetune, new_regressor, split
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.prediction import evaluate
 from photonic_essl.pretraining import pretrain
@@ -132,16 +132,28 @@ def test_a_run_may_start_from_a_regressor_head_and_all(finished, labelled, cells
         copy_weights(again, Regressor("light"))
 
 
+def test_few_labels_never_end_worse_on_validation_than_without_labels(labelled, cells, tmp_path):
+    new = new_regressor("none", (32, 32), 0, plane_waves=2.3)
+    torch.testing.assert_close(new.difference(cells.epsilon), new.approximations(cells.epsilon), rtol=0, atol=0)
+    spoilt = finetune(labelled, tmp_path / "run", labels=10, **SMALL | {"learning_rate": 1e3})
+    record = read_record(tmp_path / "run" / "run.json")
+    assert record["results"]["best_epoch"] == 0
+    approximation = spoilt.approximations(cells.epsilon)
+    torch.testing.assert_close(spoilt.difference(cells.epsilon), approximation, rtol=0, atol=0)
+
+
 def test_few_labels_begin_with_plane_waves_and_end_as_smooth_as_labels(labelled, cells, tmp_path):
     model = finetune(labelled, tmp_path / "run", labels=10, **SMALL)
     settings = read_record(tmp_path / "run" / "run.json")["settings"]
     assert (settings["encoder"], settings["plane_waves"]) == ("none", 6.5)
     assert torch.equal(load_regressor(tmp_path / "run")(cells.epsilon), model(cells.epsilon))
-    rough = finetune(labelled, tmp_path / "rough", labels=10, smoothing=0, **SMALL)
+    rough, smooth = (new_regressor("none", (32, 32), 0, plane_waves=2.3, smoothing=width) for width in (0, 0.01))
     with torch.no_grad():
-        steps, rough_steps = (
+        for one in (rough, smooth):
+            one.head[-1].bias.copy_(torch.randn(400, generator=torch.Generator().manual_seed(0)))
+        rough_steps, steps = (
             (one.difference(cells.epsilon) - one.approximations(cells.epsilon)).diff().abs().mean()
-            for one in (model, rough)
+            for one in (rough, smooth)
         )
     assert steps < rough_steps / 3
     with pytest.raises(ValueError, match="without an encoder needs `plane_waves`, got 0"):
