@@ -38,12 +38,11 @@ def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> 
     Raises:
         SystemExit: after `--help` and `--version` (status 0), and on arguments that do not parse (status 2).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    group = commands.get(arguments[0]) if arguments else None
-    if isinstance(group, Mapping):
-        return run(f"{program} {arguments[0]}", group, arguments[1:])
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    given = list(sys.argv[1:] if argv is None else argv)
+    arguments = [argument for argument in given if argument != "--debug"]
+    debug = len(arguments) < len(given)
+    while arguments and isinstance(group := commands.get(arguments[0]), Mapping):
+        program, commands, arguments = f"{program} {arguments[0]}", group, arguments[1:]
     try:
         name = _command_name(program, commands, arguments[:1])
         _call(f"{program} {name}", program, _resolve(cast(Command, commands[name])), arguments[1:])

@@ -226,8 +226,8 @@ def replaced_when_complete(path: Path) -> Iterator[Path]:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        if error.errno:
-            error.filename = error.filename or str(path)
+        if error.errno and error.filename in (None, partial, str(partial)):
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)
@@ -335,7 +335,12 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     for name, variable in VARIABLES.items():
         if name in dataset and dataset[name].dims != variable.dimensions:
             raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
+    lattice = np.asarray(dataset.attrs["lattice"])
+    if lattice.shape != (4,) or lattice.dtype.kind not in "fiu" or not np.isfinite(lattice).all():
+        raise ValueError(f"{path}: `lattice` must be four finite numbers, one vector after the other, got {lattice}")
     if "dos" in dataset:
+        if "frequency" not in dataset.coords:
+            raise ValueError(f"{path} has `dos`, but lacks the coordinate `frequency`")
         frequency = dataset["frequency"].values
         if not np.isfinite(frequency).all() or (np.diff(frequency) <= 0).any():
             raise ValueError(f"{path}: `frequency` must be finite and ascending")
@@ -354,7 +359,9 @@ def _check_stored(path: Path, dataset: xr.Dataset) -> None:
                 entry.id.chunk_iter(lambda chunk, masks=masks: masks.append(chunk.filter_mask))
                 whole = len(masks) == math.prod(-(-size // chunk) for size, chunk in zip(entry.shape, entry.chunks))
             else:
-                whole = entry.id.get_storage_size() == entry.nbytes
+                stored = entry.id.get_storage_size()
+                # Of texts of any length, what is stored here is where they lie.
+                whole = stored > 0 if entry.dtype.kind == "O" else stored == entry.nbytes
             if not whole or any(masks) or entry.nbytes > MOST_COMPRESSED * path.stat().st_size:
                 raise ValueError(f"{path} is damaged: `{name}` is not whole")
 

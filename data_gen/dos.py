@@ -15,6 +15,7 @@ Everything is done in the scaled frequency ωn, n = sqrt(mean permittivity), in 
 
 import functools
 import math
+import numbers
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from data_gen.lattices import reciprocal_vectors, wavevector_grid
 
 BINS_PER_SMOOTHING = 16
 SMOOTHING = 0.01
+LEAST_SMOOTHING = 1e-4
 PUBLISHED_SMOOTHING = (
     0.00525  # in units of the cell's highest frequency: 100 of the 20,000 steps of the published program
 )
@@ -70,8 +72,9 @@ def density_of_states(
     """
     check_smoothing(smoothing)
     frequency = scaled_frequencies() if frequency is None else np.asarray(frequency, dtype=np.float64)
-    if frequency.ndim != 1 or not frequency.size or frequency[0] < 0 or (np.diff(frequency) <= 0).any():
-        raise ValueError("`frequency` must be one ascending list of scaled frequencies, the first at least 0.")
+    finite = frequency.ndim == 1 and frequency.size and np.isfinite(frequency).all()
+    if not finite or frequency[0] < 0 or (np.diff(frequency) <= 0).any():
+        raise ValueError("`frequency` must be one ascending list of finite scaled frequencies, the first at least 0.")
     n = math.isqrt(bands.sizes["k"])
     if n * n != bands.sizes["k"] or not np.allclose(bands["wavevector"], wavevector_grid(n)):
         raise ValueError(f"`bands` must be solved on an n × n grid of wavevectors, got {bands.sizes['k']} wavevectors.")
@@ -107,9 +110,11 @@ def density_of_states(
 
 
 def check_smoothing(smoothing: float | str) -> None:
-    """Raise `ValueError` unless `smoothing` is a positive number or "published"."""
-    if smoothing != "published" and not (isinstance(smoothing, (int, float)) and 0 < smoothing < 1):
-        raise ValueError(f'`smoothing` must be a number between 0 and 1 or "published", got {smoothing!r}.')
+    """Raise `ValueError` unless `smoothing` is a number that a grid of wavevectors can resolve, or "published"."""
+    if smoothing != "published" and not (isinstance(smoothing, numbers.Real) and LEAST_SMOOTHING <= smoothing < 1):
+        raise ValueError(
+            f'`smoothing` must be a number from {LEAST_SMOOTHING} to 1, or "published", got {smoothing!r}.'
+        )
 
 
 def integrate(

@@ -33,7 +33,7 @@ from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.plane_groups import point_group
 from data_gen.shards import Chunk, Shards, open_shards
-from data_gen.solvers import solver_version
+from data_gen.solvers import mpb, solver_version
 from data_gen.solvers.contract import SolverError
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
@@ -66,10 +66,12 @@ class Plan:
         if self.resolution % 2 and family.plane_group != "p1":
             raise ValueError(f"`resolution` must be even for a family with symmetry, got {self.resolution}")
         for name, least in (("samples", 1), ("seed", 0), ("resolution", 4)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}")
+            if not least <= getattr(self, name) < 2**63:  # a file holds no larger number
+                raise ValueError(f"`{name}` must be at least {least} (and below 2⁶³), got {getattr(self, name)}")
         if self.labels is not None:
             self.labels.check()
+            if self.labels.solver == "mpb":
+                mpb.check_grid((self.resolution, self.resolution))
             if self.labels.bands is not None and self.labels.bands > self.resolution**2:
                 raise ValueError(
                     f"`bands` must be at most the number of plane waves, {self.resolution**2}, got {self.labels.bands}"
@@ -311,6 +313,8 @@ def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict[str, Any])
 
 def _failed_in_finished(out: Path, attributes: dict[str, Any]) -> int | None:
     """Return how many cells failed in the file of this plan, None if there is none; another file is a `ValueError`."""
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give `out` the name of a file")
     if not out.exists():
         return None
     with open_dataset(out) as dataset:

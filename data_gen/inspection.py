@@ -8,6 +8,8 @@ import numpy as np
 
 from data_gen.dataset import STATUS_FAILED, open_dataset
 
+PICTURES = (".png", ".pdf", ".svg")
+
 
 def info(file: Path, /) -> None:
     """Print what a dataset file holds, how it was made, and the command that makes it again.
@@ -46,10 +48,12 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a whole dataset file, or `cells` is less than 1.
+        ValueError: if it is not a whole dataset file, `cells` is less than 1, or `out` names no kind of picture.
     """
     if cells < 1:
         raise ValueError(f"`cells` must be at least 1, got {cells}")
+    if Path(out).suffix.lower() not in PICTURES:
+        raise ValueError(f"`out` must end in one of {', '.join(PICTURES)}, got {out}")
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -92,4 +96,6 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
 
 
 def _text(value: Any) -> str:
-    return " ".join(f"{number:g}" for number in np.ravel(value)) if np.ndim(value) else str(value)
+    """Return an attribute as it is printed: a number, a text, or several."""
+    numbers = np.asarray(value).dtype.kind in "fiu"
+    return " ".join(f"{part:g}" if numbers else str(part) for part in np.ravel(value)) if np.ndim(value) else str(value)

@@ -80,7 +80,11 @@ def import_legacy(src: Path, /, *, out: Path) -> None:
         with _reading(src, "the list of its cells"):
             numbers, shape = _cells(src, file)
             labelled = isinstance(file.get("mpbcal/DOS"), h5py.Group) and len(file["mpbcal/DOS"]) > 0
-            scalars = {theirs: ours for theirs, ours in _SCALARS.items() if f"unitcell/{theirs}/{numbers[0]}" in file}
+            scalars = {
+                theirs: ours
+                for theirs, ours in _SCALARS.items()
+                if any(f"unitcell/{theirs}/{number}" in file for number in numbers)
+            }
         variables = {name: VARIABLES[name] for name in ("epsilon", "epsilon_mean", "status", "error_message")}
         if labelled:
             variables["dos"] = VARIABLES["dos"]
@@ -110,7 +114,7 @@ def export_legacy(file: Path, /, *, out: Path) -> None:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a dataset file, its lattice is not square, its labels are not for TM or on other
-            frequencies, or `out` is a folder and the trainer knows no such family.
+            frequencies, `out` is a folder and the trainer knows no such family, or the file to write is there already.
     """
     out = Path(out)
     with open_dataset(file) as dataset:
@@ -126,6 +130,8 @@ def export_legacy(file: Path, /, *, out: Path) -> None:
             if key not in _TRAINER_NAMES:
                 raise ValueError(f"the published trainer knows no family {key[0]}; give `out` a file name")
             out = out / _TRAINER_NAMES[key]
+        if out.exists():
+            raise ValueError(f"{out} is there already; remove it first")
         solved = np.flatnonzero(dataset["status"].values == STATUS_SOLVED)
         with new_hdf5_file(out) as new, h5py.File(new, "w") as target:
             target["universal/rvecs"] = np.eye(2)

@@ -75,14 +75,13 @@ def open_shards(out: Path, plan: dict[str, Any]) -> Iterator[Shards]:
 
 
 def _agree(folder: Path, out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan into a new folder; in an old one, check that it is the same."""
+    """Write the plan into a folder without shards; in one that has some, check that it is the same."""
     path = folder / "plan.json"
-    try:
-        found = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not any(folder.glob("*.shard")):
         with replaced_when_complete(path) as partial:
             partial.write_text(json.dumps(plan, indent=1))
         return
+    found = json.loads(path.read_text())
     differences = [key for key in plan if found.get(key) != plan[key]]
     if differences:
         there = ", ".join(f"{key} {found.get(key)!r}" for key in differences)

@@ -1,6 +1,7 @@
 """Solving cells of a dataset file again with MPB, to see by how much its labels are off."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from data_gen.dataset import STATUS_SOLVED, open_dataset
 from data_gen.labels import LabelSettings, density, distance, label_cells
 from data_gen.lattices import basis_vectors, half_grid
 from data_gen.plane_groups import point_group
-from data_gen.solvers import solver_module
+from data_gen.solvers import mpb, solver_module
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import family_of
 
@@ -41,12 +42,16 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
 
     Raises:
         FileNotFoundError: if there is no such file, or MPB cannot be had.
-        ValueError: if it is not a labelled dataset file, or has fewer solved cells than `samples`.
+        ValueError: if it is not a labelled dataset file made by `generate`, has fewer solved cells than `samples`, or
+            a grid that MPB does not take; or if `seed` is negative.
         RuntimeError: if a deviation is beyond its tolerance.
     """
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}")
     with open_dataset(file) as dataset:
         if "dos" not in dataset:
             raise ValueError(f"{file} holds no labels to verify")
+        _check_made_by_generate(file, dataset.attrs)
         solved = np.flatnonzero(dataset["status"].values == STATUS_SOLVED)
         if not 1 <= samples <= len(solved):
             raise ValueError(f"`samples` must be from 1 to the {len(solved)} solved cells of {file}, got {samples}")
@@ -59,6 +64,16 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
     ):
         deviations.append(_deviations(int(index), epsilon, dos, settings))
     return _report(deviations, settings["polarization"])
+
+
+def _check_made_by_generate(file: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse a file whose cells cannot be drawn, or its labels made, again."""
+    needed = ("seed", "resolution", "family", *(field.name for field in fields(LabelSettings)))
+    if missing := [name for name in needed if name not in attributes]:
+        raise ValueError(f"{file} was not made by `generate`: it does not say its {', '.join(missing)}")
+    if attributes["seed"] < 0:
+        raise ValueError(f"{file} was not made by `generate`: its seed is {attributes['seed']}")
+    mpb.check_grid(2 * [int(attributes["resolution"])])
 
 
 def _deviations(

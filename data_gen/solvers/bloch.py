@@ -72,13 +72,23 @@ class BlochOperator(ABC):
     """K and M of one polarization, for a batch of cells.
 
     Fields have as many wavevectors as are given beside.
+
+    Attributes:
+        grid: the mesh.
+        dimension: number of independent fields that there are.
     """
 
     grid: Grid
+    dimension: int
 
     @abstractmethod
     def mass(self) -> Float64[torch.Tensor, "sample x y"]:
         """Return M on the mesh."""
+
+    def every_field(self) -> Float64[torch.Tensor, "dimension x y"]:
+        """Return as many orthonormal real fields as there are."""
+        unit = torch.eye(self.grid.points, dtype=torch.float64, device=self.grid.reciprocal.device)
+        return unit.unflatten(-1, self.grid.shape)
 
     @abstractmethod
     def stiffness(self, fields: Fields, k: Wavevectors) -> Fields:
@@ -131,6 +141,7 @@ class TransverseMagnetic(BlochOperator):
 
     def __init__(self, grid: Grid, epsilon: Float64[torch.Tensor, "sample x y"]):
         self.grid = grid
+        self.dimension = grid.points
         self.epsilon = epsilon
 
     def mass(self) -> Float64[torch.Tensor, "sample x y"]:
@@ -198,9 +209,23 @@ class TransverseElectric(BlochOperator):
         eigenvalues = torch.linalg.eigvalsh(inverse_epsilon)
         self.lowest = eigenvalues.amin((1, 2, 3))
         self.highest = eigenvalues.amax((1, 2, 3))
+        # Of the highest frequency along both axes neither sine nor gradient lies on the points of a mesh that is even
+        # along both: it is left out.
+        self.checkered = grid.shape[0] % 2 == grid.shape[1] % 2 == 0
+        self.dimension = grid.points - self.checkered
 
     def mass(self) -> Float64[torch.Tensor, "sample x y"]:
         return torch.ones_like(self.turned[..., 0, 0])
+
+    def every_field(self) -> Float64[torch.Tensor, "dimension x y"]:
+        fields = super().every_field().flatten(1)
+        if self.checkered:
+            # Householder's reflection of the last point's field onto the wave that is left out: the others' images.
+            signs = torch.ones(self.grid.shape, dtype=fields.dtype, device=fields.device)
+            signs[::2, 1::2] = signs[1::2, ::2] = -1
+            normal = fields[-1] - signs.flatten() / self.grid.points**0.5
+            fields = (fields - 2 * torch.outer(normal, normal) / normal.square().sum())[:-1]
+        return fields.unflatten(-1, self.grid.shape)
 
     def stiffness(self, fields: Fields, k: Wavevectors) -> Fields:
         return torch.fft.ifft2(self._apply(torch.fft.fft2(fields), k))
@@ -245,10 +270,10 @@ class TransverseElectric(BlochOperator):
         return (self.gradient + k[:, None, None] * self.paired[..., None]).movedim(-1, 0)[:, :, None]
 
     def _precondition(self, k: Wavevectors) -> Float64[torch.Tensor, "k 1 x y"]:
-        """Return |k + G|⁻², and 0 for the highest frequency along both axes: it is left out."""
+        """Return |k + G|⁻², and 0 for the wave that is left out."""
         inverse = _reciprocal(self._slopes(k).abs().square().sum(0))
-        x, y = self.grid.shape
-        if x % 2 == y % 2 == 0:
+        if self.checkered:
+            x, y = self.grid.shape
             inverse[..., x // 2, y // 2] = 0.0
         return inverse
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,10 @@ from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivit
 
 TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
 LARGEST_ERROR = 1e-4  # of a frequency, estimated from the residual; beyond it, the answer is refused
-# MPB now and then skips a level at the top of its block; so it solves this many more than are asked for.
+# MPB now and then skips a level at the top of its block; so it solves this many more than are asked for. Where levels
+# closer than this part of their frequency run through the top of the block, it cannot tell them apart, and solves more.
 GUARD_BANDS = 2
+CLUSTER = 1e-2
 SMALLEST_FREQUENCY = 1e-3  # below it, the acoustic bands at k ≈ 0, a relative error means nothing
 
 MISSING = (
@@ -88,15 +91,26 @@ def interpreter() -> str:
 
 
 _worker: Worker | None = None
+
+
+@atexit.register
+def _close() -> None:
+    global _worker
+    if _worker is not None:
+        _worker.close()
+        _worker = None
+
+
 _one_at_a_time = threading.Lock()  # a dask worker may have several threads, and there is one pipe
 
 
 def worker() -> Worker:
     """Return this process's MPB worker, starting one if there is none or the last one died."""
     global _worker
-    if _worker is None or _worker.process.poll() is not None:
+    if _worker is not None and _worker.process.poll() is not None:
+        _close()
+    if _worker is None:
         _worker = Worker(interpreter())
-        atexit.register(_worker.close)
     return _worker
 
 
@@ -112,6 +126,28 @@ def is_available() -> bool:
     except MPBUnavailableError:
         return False
     return True
+
+
+def check_grid(shape: Sequence[int]) -> None:
+    """Raise `ValueError` unless MPB keeps a grid as it is: its sides must be even, of prime factors up to 7.
+
+    MPB takes a larger grid in place of one that its Fourier transforms are slow on; and of an odd one, the check of its
+    residuals says that its answers are wrong.
+    """
+    kept = [n for n in range(2, 2 * max(shape) + 9, 2) if _of_small_primes(n)]
+    if wrong := [n for n in shape if n not in kept]:
+        near = sorted(kept, key=lambda n: abs(n - wrong[0]))[:2]
+        raise ValueError(
+            f"MPB needs a grid of even sides whose prime factors are 2, 3, 5 and 7, got {' × '.join(map(str, shape))}; "
+            f"the nearest are {min(near)} and {max(near)}."
+        )
+
+
+def _of_small_primes(n: int) -> bool:
+    for prime in (2, 3, 5, 7):
+        while n % prime == 0:
+            n //= prime
+    return n == 1
 
 
 def solve_bands(
@@ -137,7 +173,7 @@ def solve_bands(
         `Bands`; its `error` is estimated from the residuals of MPB's eigenvectors.
 
     Raises:
-        ValueError: if the input breaks a rule of `checked_cells`.
+        ValueError: if the input breaks a rule of `checked_cells` or `check_grid`.
         MPBUnavailableError: if no interpreter has MPB.
         MPBError: if MPB fails or crashes, or gives numbers that are not finite.
         ConvergenceError: if the residuals say that a frequency is off by more than 1e-4.
@@ -149,47 +185,64 @@ def solve_bands(
         name, arrays = "epsilon", np.asarray(block_mean(cells, factor))
     else:
         name, arrays = "inverse_epsilon", np.asarray(effective_inverse_permittivity(cells, factor, basis))
-    solved = min(bands + GUARD_BANDS, arrays[0].shape[0] * arrays[0].shape[1])
+    check_grid(arrays.shape[1:3])
     answers = []
     for index, array in enumerate(arrays):
-        request = {name: array, "wavevectors": wavevectors, "basis": basis, "bands": np.array(solved)}
-        answers.append(_solve_cell(index, request, cells[index].mean().item()))
-    frequency, velocity, error = (torch.from_numpy(np.stack(column)) for column in zip(*answers))
-    return Bands(frequency[..., :bands].contiguous(), velocity[..., :bands, :].contiguous(), error)
+        request = {name: array, "wavevectors": wavevectors, "basis": basis}
+        answers.append(_solve_cell(index, request, bands, cells[index].mean().item()))
+    return Bands(*(torch.from_numpy(np.stack(column)) for column in zip(*answers)))
 
 
-def _solve_cell(
-    index: int, request: dict[str, np.ndarray], epsilon_mean: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return frequency, velocity and estimated error of one cell; a tighter tolerance where the first is too loose."""
+Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Frequency `(k, band)`, velocity `(k, band, 2)` and estimated error of one cell."""
+
+
+def _solve_cell(index: int, request: dict[str, np.ndarray], bands: int, epsilon_mean: float) -> Answer:
+    """Return the answer for one cell; a tighter tolerance where the first is too loose."""
     try:
         with _one_at_a_time:
-            answer = worker().ask(**request, tolerance=np.array(TOLERANCE))
-            frequency, velocity, error = _checked(answer, epsilon_mean)
-            if error > LARGEST_ERROR:
-                answer = worker().ask(**request, tolerance=np.array(TOLERANCE / 1000))
-                frequency, velocity, error = _checked(answer, epsilon_mean)
+            answer = _ask(request, bands, epsilon_mean, TOLERANCE)
+            if answer[2] > LARGEST_ERROR:
+                answer = _ask(request, bands, epsilon_mean, TOLERANCE / 1000)
     except MPBError as failure:
         raise MPBError(f"cell {index}: {failure}") from None
-    if error > LARGEST_ERROR:
+    if answer[2] > LARGEST_ERROR:
         raise ConvergenceError(
-            f"cell {index}: MPB's residual puts a frequency off by {error:.1e}, over {LARGEST_ERROR}"
+            f"cell {index}: MPB's residual puts a frequency off by {answer[2]:.1e}, over {LARGEST_ERROR}"
         )
-    return frequency, velocity, error
+    return answer
 
 
-def _checked(answer: dict[str, np.ndarray], epsilon_mean: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return frequency, velocity and estimated error of an answer, refusing numbers that are not finite.
+def _ask(request: dict[str, np.ndarray], bands: int, epsilon_mean: float, tolerance: float) -> Answer:
+    """Ask MPB for bands, with more guards at the wavevectors where close levels run through the top of the block."""
+    wavevectors = np.asarray(request["wavevectors"])
+    all_modes = int(np.prod(request["epsilon" if "epsilon" in request else "inverse_epsilon"].shape[:2]))
+    frequency, velocity = np.empty((len(wavevectors), bands)), np.empty((len(wavevectors), bands, 2))
+    error = np.zeros(len(wavevectors))
+    rest, guards = np.arange(len(wavevectors)), GUARD_BANDS
+    while len(rest):
+        solved = min(bands + guards, all_modes)
+        asked = {"wavevectors": wavevectors[rest], "bands": np.array(solved), "tolerance": np.array(tolerance)}
+        answer = worker().ask(**request | asked)
+        found = answer["frequency"]
+        frequency[rest], velocity[rest] = found[:, :bands], answer["group_velocity"][:, :bands]
+        error[rest] = _estimated_errors(answer, epsilon_mean)[:, :bands].max(1)
+        cut = found[:, -1] - found[:, bands - 1] <= CLUSTER * found[:, -1]
+        rest, guards = rest[cut & (solved < all_modes)], 2 * guards
+    return frequency, velocity, np.asarray(error.max())
+
+
+def _estimated_errors(answer: dict[str, np.ndarray], epsilon_mean: float) -> np.ndarray:
+    """Return the estimated relative error of each frequency `(k, band)`, refusing numbers that are not finite.
 
     MPB's vectors are Ritz vectors of one subspace, so that an eigenvalue λ = ω² is off by at most ‖r‖² over its
     distance from the eigenvalues that were left out (Kato and Temple): those lie above the highest band by about one
     mean level spacing, 1 / (π · mean ε).
     """
-    frequency, velocity = answer["frequency"], answer["group_velocity"]
-    if not (np.isfinite(frequency).all() and np.isfinite(velocity).all()):
+    frequency = answer["frequency"]
+    if not (np.isfinite(frequency).all() and np.isfinite(answer["group_velocity"]).all()):
         raise MPBError("MPB gave numbers that are not finite")
     eigenvalue = frequency**2
     gap = eigenvalue[:, -1:] - eigenvalue + 1 / (np.pi * epsilon_mean)
     moving = frequency > SMALLEST_FREQUENCY
-    shift = answer["residual"] ** 2 / gap / (2 * np.where(moving, eigenvalue, 1.0))
-    return frequency, velocity, np.asarray(shift[moving].max(initial=0.0))
+    return np.where(moving, answer["residual"] ** 2 / gap / (2 * np.where(moving, eigenvalue, 1.0)), 0.0)

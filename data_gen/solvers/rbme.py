@@ -62,7 +62,8 @@ def solve_bands(
         `Bands`, with the estimated error of each cell.
 
     Raises:
-        ValueError: if the input breaks a rule of `checked_cells`, or `tolerance` is not positive.
+        ValueError: if the input breaks a rule of `checked_cells`, `tolerance` is not positive, or there are fewer modes
+            than `bands`: in TE, a mesh that is even along both axes has one less than points.
         ConvergenceError: if the largest basis does not reach the tolerance.
     """
     if not tolerance > 0:
@@ -73,6 +74,8 @@ def solve_bands(
     tm = polarization == "tm"
     medium = block_mean(cells, factor) if tm else effective_inverse_permittivity(cells, factor, basis)
     grid = Grid((medium.shape[1], medium.shape[2]), basis, medium.device)
+    if bands > (most := _operator(medium[:1].detach(), grid, polarization).dimension):
+        raise ValueError(f"`bands` must be at most {most} in {polarization.upper()} on this mesh, got {bands}.")
     zone = Zone(np.asarray(wavevectors, dtype=np.float64), grid)
 
     step = _cells_at_once(grid, bands, medium.device)

@@ -50,7 +50,7 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
     grid, modes = operator.grid, _sampled(bands)
     size = _FIELDS_PER_MODE[polarization] * modes
-    if size >= grid.points or min(grid.shape) < 3:  # across so few points there are no standing waves
+    if size >= operator.dimension or min(grid.shape) < 3:  # across so few points there are no standing waves
         return _whole_space(operator)
     waves = grid.standing_waves(_WAVES_PER_MODE * modes)
     eigenvalue, fields = operator.standing_modes(waves, modes)
@@ -75,9 +75,9 @@ def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int)
     """Add what one correction of the modes between the symmetric points holds beyond the basis."""
     grid, modes = operator.grid, _sampled(bands)
     size = reduction.fields.shape[1]
-    if size == grid.points:
+    if size == operator.dimension:
         return reduction
-    if size + 2 * modes >= grid.points:
+    if size + 2 * modes >= operator.dimension:
         return _whole_space(operator)
     k = torch.tensor(BETWEEN[turn % len(BETWEEN)], dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = ritz_modes(reduction, k, modes)
@@ -108,7 +108,7 @@ def error_estimate(operator: BlochOperator, reduction: Reduction, k: Wavevectors
         Relative errors of the frequency, of the upper half of the bands: the lower ones are better.
     """
     lower = bands // 2
-    if reduction.fields.shape[1] == operator.grid.points:
+    if reduction.fields.shape[1] == operator.dimension:
         return reduction.fields.new_zeros(len(reduction.fields), len(k), bands - lower)
     eigenvalue, fields = ritz_modes(reduction, k, bands, lower)
     shifted = eigenvalue[..., None, None] * operator.mass()[:, None, None] * fields
@@ -163,10 +163,8 @@ def _reduction(
 
 
 def _whole_space(operator: BlochOperator) -> Reduction:
-    """Return one field per mesh point: no reduction."""
-    grid = operator.grid
-    unit = torch.eye(grid.points, dtype=torch.float64, device=grid.reciprocal.device)
-    fields = unit.unflatten(-1, grid.shape) * operator.mass().rsqrt()[:, None]
+    """Return as many fields as there are: no reduction."""
+    fields = operator.every_field() * operator.mass().rsqrt()[:, None]
     return Reduction(fields, operator.polynomial(fields))
 
 

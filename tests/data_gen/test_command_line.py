@@ -144,6 +144,8 @@ def test_commands_of_a_group_are_called_by_two_words(capsys):
     assert received == [("blob", "cells.h5", 3, None, None, False)]
     assert call("group", "unlucky") == 1
     assert capsys.readouterr().err == "data-gen group: error: the solver stopped\n"
+    assert call("--debug", "group", "unlucky") == 1
+    assert "Traceback" in capsys.readouterr().err
     assert call("group") == 2
     assert "no command given; the commands are generate, unlucky" in capsys.readouterr().err
     with pytest.raises(SystemExit):

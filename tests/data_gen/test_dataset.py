@@ -187,6 +187,15 @@ def test_what_users_make_of_a_file_has_no_seal_and_is_read(tmp_path, opened_by):
         assert dataset.sizes["sample"] == 2
 
 
+def test_texts_of_any_length_are_no_damage(tmp_path):
+    write(tmp_path / "a.h5", [arrays(3)], 3)
+    with xr.load_dataset(tmp_path / "a.h5") as dataset:
+        named = dataset.assign_coords(material=("sample", np.array(["air", "glass", "silicon"], dtype=object)))
+        named.to_netcdf(tmp_path / "b.h5", engine="h5netcdf")
+    with data_gen.open_dataset(tmp_path / "b.h5") as dataset:
+        assert dataset["material"].values.tolist() == ["air", "glass", "silicon"]
+
+
 def test_parts_that_are_missing_are_not_taken_for_zeros(tmp_path):
     path = tmp_path / "a.h5"
     write(path, [arrays(300)], 300)
@@ -254,6 +263,9 @@ def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
             r"`epsilon` must have dimensions \('sample', 'x', 'y'\), got \('sample', 'y', 'x'\)",
         ),
         (lambda dataset: dataset.isel(frequency=slice(None, None, -1)), "`frequency` must be finite and ascending"),
+        (lambda dataset: dataset.drop_vars("frequency"), "has `dos`, but lacks the coordinate `frequency`"),
+        (lambda dataset: dataset.assign_attrs(lattice=[1.0, 0.0, 0.0]), "`lattice` must be four finite numbers"),
+        (lambda dataset: dataset.assign_attrs(lattice=4 * [np.nan]), r"`lattice` must be four .*, got \[nan nan"),
     ],
 )
 def test_files_of_another_content_are_refused(change, message, tmp_path):

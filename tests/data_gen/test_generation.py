@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import json
 import os
@@ -285,7 +286,8 @@ def test_running_again_changes_nothing_and_other_settings_are_refused(tmp_path, 
 
 def test_other_settings_over_an_unfinished_run_are_refused_with_both_shown(tmp_path):
     out = tmp_path / "a.h5"
-    with pytest.raises(KeyboardInterrupt), open_shards(out, {"samples": 4, "seed": 0}):
+    with contextlib.suppress(KeyboardInterrupt), open_shards(out, {"samples": 4, "seed": 0}) as shards:
+        shards.write((0, 2), {"epsilon": np.ones(2)})
         raise KeyboardInterrupt
     with (
         pytest.raises(ValueError, match="has samples 4, and this one asks for samples 5"),
@@ -307,7 +309,11 @@ def test_two_runs_at_once_are_refused(tmp_path):
     ("words", "message"),
     [
         (["blobb", "--samples", 3], "unknown family 'blobb'; the families are blob, gpm"),
-        (["blob", "--samples", 0], "`samples` must be at least 1, got 0"),
+        (["blob", "--samples", 0], "`samples` must be at least 1 (and below 2⁶³), got 0"),
+        (
+            ["blob", "--samples", 1, "--seed", 2**64, "--unlabelled"],
+            f"`seed` must be at least 0 (and below 2⁶³), got {2**64}",
+        ),
         (["blob", "--samples", "many"], "samples"),
         (["blob", "--samples", 3, "--solver", "mit"], "solver"),
         (["rods", "--samples", 3, "--resolution", 9], "`resolution` must be even for a family with symmetry, got 9"),
@@ -341,6 +347,18 @@ def test_a_shard_that_is_damaged_in_between_is_named(tmp_path, monkeypatch):
         data_gen.generate("blob", out=tmp_path / "a.h5", samples=3, unlabelled=True)
 
 
+def test_a_folder_is_no_file_to_write(tmp_path, capsys):
+    assert run_data_gen("generate", "rods", "--out", tmp_path, "--samples", 2, "--unlabelled") == 2
+    assert last_line(capsys).endswith(f"{tmp_path} is a folder; give `out` the name of a file")
+
+
+def test_settings_that_have_made_nothing_yet_stand_in_no_ones_way(tmp_path):
+    shards = tmp_path / "a.h5.part"
+    shards.mkdir()
+    (shards / "plan.json").write_text('{"samples": 7}')
+    assert run_data_gen("generate", "rods", "--out", tmp_path / "a.h5", "--samples", 2, "--unlabelled") == 0
+
+
 def test_an_unwritable_folder_gets_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     status = run_data_gen("generate", "rods", "--out", tmp_path / "file" / "a.h5", "--samples", 2, "--unlabelled")
@@ -360,6 +378,8 @@ def test_info_and_preview(tmp_path, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert run_data_gen("preview", out, "--out", picture, "--cells", 0) == 2
     assert "`cells` must be at least 1, got 0" in capsys.readouterr().err
+    assert run_data_gen("preview", out, "--out", tmp_path) == 2
+    assert f"`out` must end in one of .png, .pdf, .svg, got {tmp_path}" in capsys.readouterr().err
     assert run_data_gen("info", tmp_path / "none.h5") == 2
     capsys.readouterr()
     failed = tmp_path / "failed.h5"

@@ -69,6 +69,20 @@ def test_export_into_a_folder_takes_the_trainers_name(tmp_path):
     assert (tmp_path / "sq-blob-ul-15k-tm.h5").exists()
 
 
+def test_export_writes_over_nothing(tmp_path, capsys):
+    file = tmp_path / "a.h5"
+    run_data_gen("generate", "blob", "--out", file, "--samples", 1, "--unlabelled", "--workers", 1)
+    before = file.read_bytes()
+    assert run_data_gen("export-legacy", file, "--out", file) == 2
+    assert "a.h5 is there already; remove it first" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_a_place_that_is_not_there_is_named(published, tmp_path, capsys):
+    assert run_data_gen("import-legacy", published, "--out", tmp_path / "none" / "a.h5") == 2
+    assert f"No such file or directory: '{tmp_path}/none/a.h5'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -98,6 +112,10 @@ def test_export_into_a_folder_takes_the_trainers_name(tmp_path):
         (
             lambda path: _edit(path, lambda file: _replace(file, "unitcell/mpbepsimage/2", np.zeros((32, 32)))),
             "its images and their means must be positive",
+        ),
+        (
+            lambda path: _edit(path, lambda file: file.create_dataset("unitcell/epsout/4", data=300.0)),
+            "unitcell/epsout/1 is missing or damaged",
         ),
         (lambda path: path.unlink(), "no file at"),
     ],

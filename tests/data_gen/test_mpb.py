@@ -51,14 +51,34 @@ def test_mpb_through_us_is_mpb_by_hand(blob, polarization, tmp_path):
     np.testing.assert_allclose(through_us, by_hand, atol=1e-6)
 
 
-def test_nearly_degenerate_levels_are_told_apart():
+@pytest.mark.parametrize("bands", [5, 6, 10])
+def test_nearly_degenerate_levels_are_told_apart(bands):
     """At M the bands 5 … 12 of a nearly uniform cell lie within 1e-4; MPB's own frequencies are off by as much."""
     rods = np.where(np.hypot(*np.meshgrid(*[(np.arange(16) + 0.5) / 16 - 0.5] * 2)) < 0.33, 15.695, 15.703)
     corner = np.array([[0.5, 0.5]])
-    by_mpb = data_gen.solve(rods, corner, bands=10, solver="mpb")["frequency"]
-    by_rbme = data_gen.solve(rods, corner, bands=10, solver="rbme")["frequency"]
+    by_mpb = data_gen.solve(rods, corner, bands=bands, solver="mpb")["frequency"]
+    by_rbme = data_gen.solve(rods, corner, bands=bands, solver="rbme")["frequency"]
     assert float(by_rbme[0, 4:].max() / by_rbme[0, 4:].min()) - 1 < 5e-4
     np.testing.assert_allclose(by_mpb, by_rbme, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("side", "nearest"), [(22, "20 and 24"), (15, "14 and 16"), (26, "24 and 28")])
+def test_grids_that_mpb_would_change_are_refused_beforehand(side, nearest):
+    with pytest.raises(ValueError, match=f"factors are 2, 3, 5 and 7, got {side} × {side}; the nearest are {nearest}"):
+        data_gen.solve(np.ones((side, side)), 1, bands=1)
+    with pytest.raises(ValueError, match=f"got {side} × {side}"):
+        data_gen.generate("p1", out="never.h5", samples=1, resolution=side, solver="mpb")
+
+
+def test_a_worker_that_died_leaves_no_pipes_behind(blob):
+    k = np.array([[0.1, 0.1]])
+    counts = []
+    for _ in range(3):
+        data_gen.solve(blob, k, bands=1)
+        counts.append(len(os.listdir("/proc/self/fd")))
+        mpb.worker().process.kill()
+        mpb.worker().process.wait()
+    assert counts[0] == counts[1] == counts[2]
 
 
 @pytest.mark.parametrize("polarization", ["tm", "te"])

@@ -14,6 +14,26 @@ def test_cells_of_other_seeds_and_indices_are_others(name):
     assert len(digests) == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "plane_group", "outline", "inside", "outside", "filling"),
+    [
+        ("blob", None, "ffe8f8528619", 5.148604456, 16.633781551, 0.182243441),
+        ("gpm", None, "e7c36603d3c5", 7.90222903, 17.88546155, 0.063850309),
+        ("p1", None, "3688e4e5b4d0", 6.505305024, 10.57742748, 0.940345293),
+        ("rods", None, "5771f28acce4", 15.859627084, 7.741806971, 0.505979938),
+        ("level-set", "p4gm", "80fdc0252f4e", 16.924207685, 12.793535376, 0.109567901),
+        ("level-set", "p6mm", "3b1590373ad3", 2.178150083, 12.771374492, 0.537181713),
+        ("level-set", "cm", "acdcec4b511a", 4.600412732, 15.734862834, 0.510271991),
+    ],
+)
+def test_a_cell_of_a_seed_stays_what_it_is(name, plane_group, outline, inside, outside, filling):
+    cell = unit_cell_family(name, plane_group).draw(12, 34, 16)
+    drawn = [float(cell.parameters[key]) for key in ("epsilon_inside", "epsilon_outside", "filling")]
+    assert drawn == pytest.approx([inside, outside, filling], abs=1e-9)
+    covered = np.packbits(cell.epsilon == cell.parameters["epsilon_inside"])
+    assert hashlib.sha256(covered.tobytes()).hexdigest()[:12] == outline
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_cells_have_two_materials_within_range_and_the_recorded_filling(name):
     for index in range(20):
