@@ -61,7 +61,7 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is no dataset file, lacks the labels that are asked for, or has them on other frequencies or
-            incomplete, of too few bands.
+            incomplete, of too few bands; or if ε is not positive.
     """
     with open_dataset(path) as dataset:
         if labelled and "dos" not in dataset:
@@ -73,6 +73,8 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
         attributes = dict(dataset.attrs)
     if not len(epsilon):
         raise ValueError(f"{path} holds no cells{' that were solved' if labelled else ''}.")
+    if not (np.isfinite(epsilon) & (epsilon > 0)).all():
+        raise ValueError(f"{path}: `epsilon` must be finite and positive everywhere, got {epsilon.min()}.")
     digest = hashlib.sha256(epsilon.tobytes())
     if dos is not None:
         digest.update(dos.tobytes())

@@ -181,9 +181,13 @@ def make_network(
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module), factory)(channels, tuple(grid))
+        make = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"no encoder {name!r}: {error}.") from error
+    network = make(channels, tuple(grid)) if callable(make) else None
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"the encoder {name!r} must be a function that returns a `torch.nn.Module`, got {make!r}.")
+    return network
 
 
 class Encoder(
@@ -215,6 +219,7 @@ class Encoder(
     ):
         super().__init__()
         self.name, self.channels, self.grid = name, channels, tuple(grid)
+        self.permittivity_range = tuple(permittivity_range)
         self.standardise = STANDARDISATIONS.get(name, FixedRange)(permittivity_range)
         if network is None and name not in self.presets:
             raise ValueError(f"the network of the encoder {name!r} is not a preset, and has to be given.")

@@ -89,7 +89,8 @@ def finetune(
         seed: of the initial weights, the shuffling and the augmentation.
         label_seed: of the draw of the cells to train on.
         device: cpu, gpu, or auto: a GPU if there is one.
-        precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
+        precision: 32-true, 64-true, bf16-mixed or 16-mixed; bf16-mixed on a GPU and 32-true otherwise where not
+            given.
         compile: whether to compile the encoder with torch.compile.
         progress: whether to show a progress bar.
 
@@ -142,21 +143,35 @@ def finetune(
         return load_regressor(out, own_network(name, cells.grid))
     physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
     shape = {key: settings[key] for key in ("head", "smoothing", "plane_waves")}
+    if start:
+        shape["permittivity_range"] = encoder_of(start).permittivity_range
     regressor = new_regressor(name, cells.grid, seed, **shape, invariance=augmentation.name, **physics)
     if start:
         copy_weights(start, regressor)
     if compile:
         regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
-    best = BestOnValidation(validated_on)
-    run.begin_sitting(
-        data=str(data), pretrained=pretrained and str(pretrained), family=cells.attributes["family"], **physics
-    )
-    fit(module, run, callbacks=[best], device=device, precision=precision, progress=progress)
+    facts = {"data": str(data), "pretrained": pretrained and str(pretrained), "family": cells.attributes["family"]}
+    with run.sitting(**facts, **physics):
+        _carry_out(module, run, validated_on, device=device, precision=precision, progress=progress)
+    return regressor
+
+
+def _carry_out(module: "FineTuning", run: Run, validated_on: Cells, **options: Any) -> None:
+    """Train a regressor, or go on with it, calibrate it and save it in the run's folder.
+
+    Args:
+        module: what is trained.
+        run: in whose sitting.
+        validated_on: cells that choose the epoch, and calibrate.
+        options: of `fit`.
+    """
+    best, regressor = BestOnValidation(validated_on), module.regressor
+    fit(module, run, callbacks=[best], **options)
     regressor.load_state_dict(best.weights)
     mean, spread = regressor.cpu().eval().mean_and_spread(validated_on.epsilon)
     regressor.calibration.fit(mean, spread, validated_on.dos)
-    regressor.save_pretrained(out)
+    regressor.save_pretrained(run.folder)
     error = relative_error(mean, validated_on.dos)
     run.finish(
         steps=module.global_step,
@@ -165,10 +180,9 @@ def finetune(
         lowest_validation_error=best.error,  # of one pass, without symmetric copies
     )
     print(
-        f"Regressor written to {out}: {100 * error:.2f} % relative error on {len(validated_on)} validation cells "
-        f"({run.record['seconds']:.0f} s)."
+        f"Regressor written to {run.folder}: {100 * error:.3g} % relative error on {len(validated_on)} validation "
+        f"cells ({run.record['seconds']:.0f} s)."
     )
-    return regressor
 
 
 def regression_recipe(name: str, encoder: str) -> dict[str, Any]:
@@ -331,8 +345,8 @@ class FineTuning(SeededModule):
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay, and make their first approximations, once."""
+        self.approximations = self.regressor.approximations(self.cells.to(self.device))
         self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
-        self.approximations = self.regressor.approximations(self.cells)
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch."""
@@ -362,7 +376,7 @@ class BestOnValidation(lightning.Callback):
         """Make the first approximations, once, and validate the weights that a new run starts from."""
         self.approximations = module.regressor.approximations(self.cells.epsilon.to(module.device))
         if not self.weights:
-            self._validate(module, 0)
+            module.report(validation_relative_error=self._validate(module, 0))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: FineTuning) -> None:
         """Validate, and keep the weights if they are better than any before."""

@@ -43,6 +43,8 @@ class PeriodicConvolution(nn.Conv2d):
     """A square convolution of odd size that wraps around the cell; parameters as of `torch.nn.Conv2d`."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, bias: bool = False):
+        if size < 3 or size % 2 == 0:
+            raise ValueError(f"`size` must be odd and at least 3, got {size}.")
         super().__init__(inputs, outputs, size, stride, bias=bias)
         self.margin = size // 2
 

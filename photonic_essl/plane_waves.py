@@ -8,7 +8,8 @@ What is missing, a network has to learn; see `Regressor`.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Complex64, Float, Float32, Int64
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 
-WAVEVECTORS = 6
-"""Number of wavevectors along each reciprocal lattice vector at which bands are solved."""
+REVISION = 2
+"""Another whenever the approximation becomes another, so that results tell which they rest on."""
 
-SUBDIVISIONS = 12
-"""Into how many parts k·p divides the distance between them."""
+WAVEVECTORS, FINE_WAVEVECTORS = 6, 72
+"""Numbers along a reciprocal lattice vector of length 2π/a: where bands are solved, and to where k·p refines them."""
 
 NARROWEST_GAP = 0.1
 """Distance in (ωn)² below which higher states no longer act to second order alone, and are made to act by less."""
@@ -28,8 +29,14 @@ NARROWEST_GAP = 0.1
 SMOOTHING = 0.01
 """Standard deviation of the Gaussian over scaled frequency: that of the labels."""
 
-BATCH = 64
-"""Cells at a time, which bounds the memory."""
+MOST_WAVES = 2000
+"""More plane waves are not taken: matrices grow with their square, and a full solution would be cheaper."""
+
+BYTES_AT_ONCE = 2**28
+"""Bounds how many cells are solved at a time."""
+
+MATRICES_AT_ONCE = 2**14
+"""Bounds how many matrices a GPU diagonalises at a time."""
 
 _STEP = float(FREQUENCIES[1])
 
@@ -48,7 +55,7 @@ class PlaneWaves(nn.Module):
         polarization: tm or te.
 
     Raises:
-        ValueError: if the cutoff is not positive, or the polarization neither.
+        ValueError: if the cutoff is not positive or takes more than 2,000 waves, or the polarization is neither.
     """
 
     def __init__(
@@ -72,9 +79,12 @@ class PlaneWaves(nn.Module):
         self.improved = min(2 * self.states, len(waves))
         length = (waves.double() @ reciprocal).norm(dim=1)
         self.inner = int((length <= length[: 3 * self.states][-1] + 1e-9).sum())
-        centres = _centred(WAVEVECTORS)
-        half = torch.cartesian_prod(centres, centres)[WAVEVECTORS**2 // 2 :]  # ω(-k) = ω(k)
-        x, y = (torch.cartesian_prod(*2 * [_centred(SUBDIVISIONS) / WAVEVECTORS]) @ reciprocal).float().unbind(-1)
+        lengths = reciprocal.norm(dim=1).tolist()
+        solved = [2 * math.ceil(WAVEVECTORS / 2 * length - 1e-9) for length in lengths]  # even: none is k = 0
+        parts = [math.ceil(FINE_WAVEVECTORS * length / n - 1e-9) for length, n in zip(lengths, solved)]
+        half = torch.cartesian_prod(*map(_centred, solved))[math.prod(solved) // 2 :]  # ω(-k) = ω(k)
+        offsets = torch.cartesian_prod(*(_centred(fine) / n for fine, n in zip(parts, solved)))
+        x, y = (offsets @ reciprocal).float().unbind(-1)
         constants = {
             "differences": (waves[:, None] - waves) % torch.tensor(grid, device="cpu"),
             "momenta": ((waves + half[:, None]) @ reciprocal).float(),
@@ -83,6 +93,10 @@ class PlaneWaves(nn.Module):
         }
         for name, values in constants.items():
             self.register_buffer(name, values, persistent=False)
+        numbers = len(half) * (2 * len(offsets) * self.states**2 + 3 * len(waves) * self.improved) + 2 * len(waves) ** 2
+        if polarization == "te":
+            numbers += 3 * len(half) * len(waves) ** 2
+        self.batch = max(1, BYTES_AT_ONCE // (8 * numbers))
         uniform = self._density(torch.ones(1, *grid, device="cpu"))
         # A cell of another area than a² has more or fewer states than the empty lattice that regressors start from.
         missing = (area - 1) * torch.from_numpy(empty_lattice()[:PREDICTED]).float()
@@ -98,14 +112,18 @@ class PlaneWaves(nn.Module):
             In a/2πc, states per unit cell, smoothed as labels are.
         """
         with torch.autocast(epsilon.device.type, enabled=False):
-            return torch.cat([self._density(batch) for batch in epsilon[:, 0].float().split(BATCH)]) - self.uniform
+            return torch.cat([self._density(cells) for cells in epsilon[:, 0].float().split(self.batch)]) - self.uniform
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PlaneWaves":
+        # Buffers go where the model goes, and stay in single precision, in which all of this is done.
+        return super()._apply(lambda buffer: buffer.to(function(buffer).device), recurse)
 
     def _density(self, epsilon: Tensor) -> Tensor:
         """Return D/n: a histogram of the states, smoothed."""
         place = self._scaled_frequencies(epsilon) / _STEP
         below = place.floor().clamp(max=len(self.kernel) - 2)
         part = (place - below).clamp(max=1)
-        histogram = torch.zeros(len(epsilon), len(self.kernel), device=epsilon.device)
+        histogram = place.new_zeros(len(epsilon), len(self.kernel))
         histogram.scatter_add_(1, below.long(), 1 - part)
         histogram.scatter_add_(1, below.long() + 1, part)
         # The last point holds all states that lie beyond.
@@ -120,14 +138,14 @@ class PlaneWaves(nn.Module):
         solved = self._tm(matrix) if self.polarization == "tm" else self._te(matrix)
         nearby = self.monomials @ torch.view_as_real(_polynomial(*solved, self.states)).flatten(3)
         nearby = torch.view_as_complex(nearby.unflatten(3, (self.states, self.states, 2)))
-        return torch.linalg.eigvalsh(nearby).clamp(min=0).sqrt().flatten(1)
+        return _diagonalised(torch.linalg.eigvalsh, nearby).clamp(min=0).sqrt().flatten(1)
 
     def _tm(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> "_Projected":
         """Solve |k + G|² E = ω² ε E."""
         inner, momenta = self.inner, self.momenta
         inverse = _inverse_root(epsilon[:, :inner, :inner])[:, None]
         scaled = inverse * momenta[:, :inner].norm(dim=-1)[:, None]
-        squares, states = (part[..., : self.improved] for part in torch.linalg.eigh(scaled @ scaled.mH))
+        squares, states = (part[..., : self.improved] for part in _diagonalised(torch.linalg.eigh, scaled @ scaled.mH))
         stiffness = momenta.square().sum(-1)[..., None]
         fields = (epsilon[:, None, :, :inner] @ (inverse.mH @ states)) * squares[..., None, :] / stiffness
         return _Projected(
@@ -141,7 +159,8 @@ class PlaneWaves(nn.Module):
         """Solve (k + G)·η(G, G')·(k + G') H = ω² H, where η is the inverse of the matrix of ε."""
         inner, momenta = self.inner, self.momenta.unbind(-1)
         few, all_waves = (_inverse(part)[:, None] for part in (epsilon[:, :inner, :inner], epsilon))
-        squares, states = torch.linalg.eigh(sum(p[:, :inner, None] * few * p[:, None, :inner] for p in momenta))
+        stiffness = sum(p[:, :inner, None] * few * p[:, None, :inner] for p in momenta)
+        squares, states = _diagonalised(torch.linalg.eigh, stiffness)
         states = (states * squares[..., None, :])[..., : self.improved]
         states = nn.functional.pad(states, (0, 0, 0, len(self.differences) - inner))
         stiffness = sum(p[..., None] * all_waves * p[:, None] for p in momenta)
@@ -176,7 +195,7 @@ def _polynomial(
     The other states are folded into what is quadratic, to second order.
     """
     inverse = _inverse_root(mass)
-    squares, modes = torch.linalg.eigh(inverse @ stiffness @ inverse.mH)
+    squares, modes = _diagonalised(torch.linalg.eigh, inverse @ stiffness @ inverse.mH)
     modes = inverse.mH @ modes
     x, y, quadratic = (modes.mH @ part @ modes for part in (*linear, quadratic))
     gap = squares[..., None, states:] - squares[..., :states, None]
@@ -190,6 +209,22 @@ def _polynomial(
     constant = torch.diag_embed(squares[..., :states]).to(own.dtype)
     xx, xy, yy = own + folded(x, x), folded(x, y) + folded(y, x), own + folded(y, y)
     return torch.stack([constant, x_states, y_states, xx, xy, yy], 2)
+
+
+def _diagonalised(solver: Callable[[Tensor], Any], matrices: Complex64[Tensor, "*batch n n"]) -> Any:
+    """Return what `eigh` or `eigvalsh` of `torch.linalg` gives.
+
+    On a GPU in double precision, and not too many at a time: batches in single precision come back wrong there without
+    a sign of it (https://github.com/pytorch/pytorch/issues/192483), and large ones are refused.
+    """
+    if matrices.device.type != "cuda":
+        return solver(matrices)
+    lead = matrices.shape[:-2]
+    parts = [solver(part) for part in matrices.flatten(0, -3).to(torch.complex128).split(MATRICES_AT_ONCE)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts).float().unflatten(0, lead)
+    squares, states = (torch.cat(column).unflatten(0, lead) for column in zip(*parts))
+    return squares.float(), states.to(matrices.dtype)
 
 
 def _inverse_root(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, "*batch n n"]:
@@ -206,14 +241,19 @@ def _inverse(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, "*bat
 
 def _waves(cutoff: float, reciprocal: Float[Tensor, "2 2"], grid: tuple[int, int]) -> Int64[Tensor, "wave 2"]:
     """Return the reciprocal lattice vectors up to the cutoff, in units of the basis, the shortest first."""
-    if not cutoff > 0:
+    if not 0 < cutoff < math.inf:
         raise ValueError(f"the cutoff of plane waves must be positive, got {cutoff}.")
-    reach = math.ceil(cutoff / float(torch.linalg.svdvals(reciprocal).min()))
-    orders = [torch.arange(-most, most + 1, device="cpu") for most in (min(reach, (n - 1) // 2) for n in grid)]
-    waves = torch.cartesian_prod(*orders)
-    length = (waves.double() @ reciprocal).norm(dim=1)
-    order = length.argsort(stable=True)
-    return waves[order[length[order] <= cutoff + 1e-9]]
+    reach = cutoff / float(torch.linalg.svdvals(reciprocal).min())
+    highest = [math.ceil(min(reach, (n - 1) // 2)) for n in grid]
+    found = torch.empty(0)
+    if math.prod(2 * n + 1 for n in highest) <= 10 * MOST_WAVES:  # of which many are longer than the cutoff
+        waves = torch.cartesian_prod(*(torch.arange(-n, n + 1, device="cpu") for n in highest))
+        length = (waves.double() @ reciprocal).norm(dim=1)
+        order = length.argsort(stable=True)
+        found = waves[order[length[order] <= cutoff + 1e-9]]
+    if not 1 <= len(found) <= MOST_WAVES:
+        raise ValueError(f"a cutoff of {cutoff:g} takes more than {MOST_WAVES} plane waves on this grid and lattice.")
+    return found
 
 
 def _centred(points: int) -> Float[Tensor, " points"]:

@@ -36,8 +36,8 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
     errors = relative_errors(predicted["dos"], cells.dos)
     guess = relative_error(np.broadcast_to(empty_lattice()[:PREDICTED], cells.dos.shape), cells.dos)
     print(
-        f"relative error on {len(cells)} cells: {100 * errors.mean():.2f} % (median {100 * np.median(errors):.2f} %, "
-        f"worst {100 * errors.max():.2f} %; empty lattice {100 * guess:.2f} %)"
+        f"relative error on {len(cells)} cells: {100 * errors.mean():.3g} % (median {100 * np.median(errors):.3g} %, "
+        f"worst {100 * errors.max():.3g} %; empty lattice {100 * guess:.3g} %)"
     )
     if "lowest" in predicted:
         true, coverage = cells.dos.numpy(), predicted.attrs["coverage"]
@@ -108,6 +108,11 @@ def _read_array(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     try:
-        return np.load(path, allow_pickle=False).astype(np.float32)
-    except (ValueError, TypeError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OSError) as error:
         raise ValueError(f"{path} is no .npy file of numbers: {error}.") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{path} is no .npy file of real numbers: it holds {getattr(array, 'dtype', 'several arrays')}."
+        )
+    return array.astype(np.float32)

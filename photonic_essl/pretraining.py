@@ -80,7 +80,8 @@ def pretrain(
         probe_every: epochs between probes.
         device: cpu, gpu, or auto: a GPU if there is one.
         devices: number of devices, each with a process of its own.
-        precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
+        precision: 32-true, 64-true, bf16-mixed or 16-mixed; bf16-mixed on a GPU and 32-true otherwise where not
+            given.
         compile: whether to compile the encoder with torch.compile.
         progress: whether to show a progress bar.
 
@@ -127,16 +128,16 @@ def pretrain(
             "precision": resolved_precision(precision, device),
         },
     )
-    device = resolved_device(device)
+    device = resolved_device(device, devices)
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_folder(Encoder, out, None if encoder in NETWORKS else make_network(encoder, 1, cells.grid))
     module = Pretraining(cells, encoder, settings, groups, seed)
     if compile:
         module.encoder.compile()
-    run.begin_sitting(data=str(data))
     monitor = Probe(probed, probe_every) if probed else None
-    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    with run.sitting(data=str(data)):
+        return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
 
 
 def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> Encoder:
@@ -144,7 +145,7 @@ def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **opt
 
     Args:
         module: what is trained.
-        run: whose sitting has begun.
+        run: in whose sitting.
         monitor: what says during training how good the representation is.
         options: of `fit`.
     """
@@ -380,12 +381,15 @@ def check_can_tell_apart(encoder: Encoder, asked: TransformGroup, cells: Tensor,
         tolerance: by how much of the spread between cells the copies of one must differ.
 
     Raises:
-        ValueError: naming the encoder and the group.
+        ValueError: naming the encoder and the group; or the group, if it does not change the cells at all.
     """
     generator = torch.Generator().manual_seed(0)
+    copies = [asked.sample(cells, generator) for _ in range(4)]
+    if all(torch.equal(copy, cells) for copy in copies):
+        raise ValueError(f"`{asked.name}` leaves these cells as they are: which element was applied cannot be told.")
     with evaluating(encoder):
         plain = encoder(cells)
-        moved = [encoder(asked.sample(cells, generator)) for _ in range(4)]
+        moved = [encoder(copy) for copy in copies]
     spread = (plain - plain.mean(0)).abs().max()
     if max((copy - plain).abs().max() for copy in moved) <= tolerance * spread:
         raise ValueError(

@@ -76,7 +76,7 @@ class Regressor(
         if not 0 <= smoothing <= WIDEST_SMOOTHING:
             raise ValueError(f"`smoothing` must be from 0 to {WIDEST_SMOOTHING}, got {smoothing}.")
         self.invariance, self.polarization = group(invariance), polarization
-        self.lattice = torch.tensor(lattice, device="cpu")
+        self.lattice = torch.tensor(lattice, dtype=torch.float64, device="cpu")
         self.encoder = Encoder(encoder, channels, grid, permittivity_range, network)
         self.approximate = (
             PlaneWaves(plane_waves, self.encoder.grid, self.lattice, polarization) if plane_waves else None
@@ -90,6 +90,7 @@ class Regressor(
             nn.init.zeros_(self.head[-1].bias)
         self.calibration = Calibration(PREDICTED)
         self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
+        self.register_buffer("thereabouts", gaussian_kernel(THEREABOUTS), persistent=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
 
     def forward(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch 400"]:
@@ -119,9 +120,12 @@ class Regressor(
     def approximations(self, epsilon: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch wide"]:
         """Return the first approximation of what `difference` gives, `(batch, 400)`; `(batch, 0)` if there is none.
 
-        It has no weights and is the same for all symmetric copies of a cell, so that training makes it once.
+        It has no weights and is the same for all symmetric copies of a cell (on other lattices than the square one, to
+        the error of its grid of wavevectors), so that training makes it once.
         """
-        return self.approximate(epsilon) if self.approximate else epsilon.new_zeros(len(epsilon), 0)
+        if not self.approximate:
+            return epsilon.new_zeros(len(epsilon), 0)
+        return self.approximate(epsilon).to(self.empty_lattice.dtype)
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
         """Predict densities of states, each as the mean over symmetric copies of the cell.
@@ -188,17 +192,18 @@ class Regressor(
         That is their mean distance from it, and by how much the first approximation was corrected thereabouts.
         """
         means, spreads = [], []
+        number = COPIES if self.encoder.features else 1  # of a network that sees no image, all are the same
         with evaluating(self):
-            for batch in cells.to(self.empty_lattice).split(max(batch_size // COPIES, 1)):
-                copies = self.invariance.copies(batch, COPIES)
+            for batch in cells.to(self.empty_lattice.device).split(max(batch_size // number, 1)):
+                copies = self.invariance.copies(batch, number) if number > 1 else batch[None]
                 approximation = self.approximations(batch)
                 inputs = copies.flatten(0, 1), approximation.repeat(len(copies), 1)
                 predicted = self._densities(*inputs).unflatten(0, copies.shape[:2])
                 means.append(predicted.mean(0))
                 spreads.append((predicted - means[-1]).abs().mean(0))
                 if self.approximate:
-                    corrected = (means[-1] - (self.empty_lattice + approximation).cpu()).abs()
-                    spreads[-1] += functional.linear(corrected, gaussian_kernel(THEREABOUTS))
+                    corrected = (means[-1] - (self.empty_lattice + approximation).float().cpu()).abs()
+                    spreads[-1] += functional.linear(corrected, self.thereabouts.float().cpu())
         return torch.cat(means), torch.cat(spreads)
 
     def check_physics(self, polarization: str | None, lattice: Float[Tensor, "2 2"]) -> None:

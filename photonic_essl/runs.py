@@ -1,12 +1,14 @@
 """The folder of a run: what was asked, on which machine, what it cost, and whether it is finished."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -64,10 +66,20 @@ class Run:
         """The CSV logs of each sitting so far, in order."""
         return sorted(self.folder.glob("logs/*/metrics.csv"), key=lambda path: int(path.parent.name))
 
-    @rank_zero_only
-    def begin_sitting(self, **facts: Any) -> None:
-        """Note the start of some uninterrupted work, and facts about where it is done."""
+    @contextlib.contextmanager
+    def sitting(self, **facts: Any) -> Iterator[None]:
+        """Note the start of some uninterrupted work, and facts about where it is done, and keep others from the folder.
+
+        Raises:
+            ValueError: if another process is at work there.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder):
+            self._begin(facts)
+            yield
+
+    @rank_zero_only
+    def _begin(self, facts: Mapping[str, Any]) -> None:
         self._started = time.monotonic()
         self._seconds_before = self.record["seconds"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -86,6 +98,23 @@ class Run:
         """Note the end of the run, and what came out."""
         self.record |= {"finished": True, "results": results}
         self.write()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs from a folder; processes of one run, of which the first has the lock, are let through."""
+    if rank_zero_only.rank:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another process is at work in {folder} right now.") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:

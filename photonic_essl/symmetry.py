@@ -11,6 +11,7 @@ The density of states is the same for every transformed copy, which is what make
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ class TransformGroup:
         # On the CPU even where a model that holds the group is made elsewhere.
         self._matrices = torch.tensor(self.matrices, device="cpu")
         # An inverse of determinant ±1 holds integers; rounding removes what floating point leaves.
-        self._inverses = torch.linalg.inv(self._matrices.double()).round().long()
+        inverses = torch.linalg.inv(self._matrices.double()).round().long().tolist()
+        self._inverses = tuple(tuple(map(tuple, inverse)) for inverse in inverses)
         # The centre may lie between grid points, at odd multiples of ½, only if no element moves a point by halves.
         self._centre_on_point = bool(((torch.eye(2, dtype=torch.long, device="cpu") - self._matrices).sum(2) % 2).any())
 
@@ -241,7 +243,7 @@ class TransformGroup:
         """Return the labels of doing `first` and `then`, in that order."""
         first_point, first_shift = self._point_and_shift(first, grid)
         then_point, then_shift = self._point_and_shift(then, grid)
-        matrices = self._matrices.to(first.device)
+        matrices = _on_device(self.matrices, first.device)
         turned = matrices[then_point] @ matrices[first_point]
         point = (turned[:, None] == matrices).flatten(2).all(2).long().argmax(1)
         # (r − c) → M₂ (M₁ (r − c) + t₁) + t₂
@@ -251,13 +253,13 @@ class TransformGroup:
     def inverse(self, labels: Labels, grid: tuple[int, int]) -> Labels:
         """Return the label of each element's inverse."""
         point, shift = self._point_and_shift(labels, grid)
-        matrices, inverses = self._matrices.to(labels.device), self._inverses.to(labels.device)
+        matrices, inverses = (_on_device(values, labels.device) for values in (self.matrices, self._inverses))
         inverse_point = (inverses[point][:, None] == matrices).flatten(2).all(2).long().argmax(1)
         return self._label(inverse_point, -(inverses[point] * shift[:, None]).sum(2), grid)
 
     def shifts(self, labels: Labels, grid: tuple[int, int]) -> Float32[Tensor, "n 2"]:
         """Return the translation in each element, in parts of the cell in [0, 1)."""
-        return self._point_and_shift(labels, grid)[1] / torch.tensor(grid, device=labels.device)
+        return self._point_and_shift(labels, grid)[1] / _on_device(tuple(grid), labels.device)
 
     def _steps(self, grid: tuple[int, int]) -> tuple[int, int]:
         return (self.parts, self.parts) if self.parts else tuple(grid)
@@ -276,9 +278,9 @@ class TransformGroup:
     def _source(self, labels: Labels, grid: tuple[int, int]) -> Int64[Tensor, "n {grid[0]*grid[1]}"]:
         """Return which point of the flattened cell each point of the transformed one comes from."""
         point, shift = self._point_and_shift(labels, grid)
-        inverse = self._inverses.to(labels.device)[point]
-        twice_centre = [n // 2 * 2 if self._centre_on_point else n - 1 for n in grid]
-        twice_centre = torch.tensor(twice_centre, device=labels.device)
+        inverse = _on_device(self._inverses, labels.device)[point]
+        twice_centre = tuple(n // 2 * 2 if self._centre_on_point else n - 1 for n in grid)
+        twice_centre = _on_device(twice_centre, labels.device)
         offset = (twice_centre - (inverse * twice_centre).sum(2)) // 2 - (inverse * shift[:, None]).sum(2)
         x, y = (torch.arange(points, device=labels.device) for points in grid)
         row, column = (
@@ -293,6 +295,12 @@ class TransformGroup:
         lowest, highest = self.permittivity_range
         smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
         return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)
+
+
+@functools.cache
+def _on_device(values: tuple, device: torch.device) -> Tensor:
+    """Return whole numbers on a device, taken there once: a copy in every step would make a GPU wait for the host."""
+    return torch.tensor(values, device=device)
 
 
 def identity() -> TransformGroup:
@@ -376,7 +384,7 @@ def group(name: str) -> TransformGroup:
     product = identity()
     for factor in name.split("*"):
         kind, _, parts = factor.strip().partition("/")
-        if kind not in NAMED_GROUPS or (parts and (kind != "translations" or not parts.isdigit())):
+        if kind not in NAMED_GROUPS or (parts and (kind != "translations" or not parts.isdecimal())):
             raise ValueError(
                 f"unknown group {factor.strip()!r}; there are {', '.join(NAMED_GROUPS)}, `translations/n`, and their "
                 "products, joined by `*`."

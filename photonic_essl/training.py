@@ -31,6 +31,7 @@ from photonic_essl.runs import Run
 from photonic_essl.torch_files import read_torch_file
 
 DEVICES = ("auto", "cpu", "gpu")
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 OPTIMIZERS = ("adam", "sgd", "lars")
 STEPS_BETWEEN_LOGS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
@@ -344,12 +345,15 @@ def _trainer(
     )
 
 
-def resolved_device(device: str) -> str:
+def resolved_device(device: str, devices: int = 1) -> str:
     """Return `"cpu"` or `"gpu"` for one of `DEVICES`.
 
     Raises:
-        ValueError: if it is not one of these, or a GPU is asked for that is not there.
+        ValueError: if it is not one of these, a GPU is asked for that is not there, or the number of devices is not
+            positive.
     """
+    if devices < 1:
+        raise ValueError(f"`devices` must be at least 1, got {devices}.")
     if device not in DEVICES:
         raise ValueError(f"`device` must be one of {', '.join(DEVICES)}, got {device!r}.")
     if device == "auto":
@@ -360,11 +364,13 @@ def resolved_device(device: str) -> str:
 
 
 def resolved_precision(precision: str | None, device: str) -> str:
-    """Return a precision of Lightning: the one asked for, or bfloat16 on a GPU and float32 otherwise.
+    """Return one of `PRECISIONS`: the one asked for, or bfloat16 on a GPU and float32 otherwise.
 
     Raises:
-        ValueError: as `resolved_device`.
+        ValueError: as `resolved_device`, or if there is no such precision.
     """
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     return precision or ("bf16-mixed" if resolved_device(device) == "gpu" else "32-true")
 
 

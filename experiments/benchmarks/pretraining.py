@@ -73,8 +73,8 @@ def step_seconds(trained: Pretraining, device: str, *callbacks: lightning.Callba
     clock = Clock(first)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, "benchmark", {})
-        run.begin_sitting()
-        fit(trained, run, callbacks=[*callbacks, clock], device=device, progress=False)
+        with run.sitting():
+            fit(trained, run, callbacks=[*callbacks, clock], device=device, progress=False)
     return clock.seconds()
 
 

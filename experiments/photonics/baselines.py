@@ -36,6 +36,7 @@ from photonic_essl.finetuning import regression_recipe, split
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error
 from photonic_essl.plane_waves import PlaneWaves
 
+FEW_LABELS, PLANE_WAVES = "few-labels", "plane-waves"
 HIGHEST_ORDER = 4
 QUANTILES = np.linspace(0, 1, 9)
 COMPONENTS = 20
@@ -66,7 +67,7 @@ class UncorrectedPlaneWaves:
     """The first approximation of the recipe `few-labels`, which needs no labels."""
 
     def __init__(self, training: Cells):
-        cutoff = regression_recipe("few-labels", "none")["plane_waves"]
+        cutoff = regression_recipe(FEW_LABELS, "none")["plane_waves"]
         self.approximate = PlaneWaves(cutoff, training.grid, training.lattice)
 
     def predict(self, epsilon: Tensor) -> np.ndarray:
@@ -172,7 +173,7 @@ def gaussian_process(training: Cells, validation: Cells, seed: int) -> Model:
 
 BASELINES: Mapping[str, Callable[[Cells, Cells, int], Model]] = {
     "empty-lattice": lambda training, validation, seed: EmptyLattice(),
-    "plane-waves": lambda training, validation, seed: UncorrectedPlaneWaves(training),
+    PLANE_WAVES: lambda training, validation, seed: UncorrectedPlaneWaves(training),
     "nearest-neighbour": lambda training, validation, seed: NearestNeighbour(training),
     "ridge": ridge,
     "random-forest": random_forest,

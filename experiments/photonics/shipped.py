@@ -7,8 +7,6 @@ card into the package. Stop it whenever you like: it goes on where it was.
 """
 
 import argparse
-import contextlib
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from data_gen.dataset import STATUS_SOLVED, open_dataset
+from data_gen.dataset import STATUS_SOLVED, open_dataset, replaced_when_complete
 from data_gen.generation import generate
 from data_gen.verification import verify
 from experiments.photonics.figures import markdown
@@ -48,8 +46,12 @@ def make_data(folder: Path, cells: dict[str, int], workers: int) -> dict[str, Pa
     for split, mixed in splits.items():
         parts = [folder / f"{split}-{name}.h5" for name in FAMILIES]
         for part, (family, options) in zip(parts, FAMILIES.values()):
-            with contextlib.suppress(RuntimeError):  # cells that cannot be labelled are named, and left out below
+            try:
                 generate(family, out=part, samples=cells[split], seed=SEEDS[split], workers=workers, **options)
+            except RuntimeError as error:
+                if not part.exists():
+                    raise
+                print(f"{part}: {error}; they are left out")
         if not mixed.exists():
             mix(parts, mixed)
     for name in FAMILIES:
@@ -64,9 +66,9 @@ def mix(parts: Sequence[Path], out: Path) -> None:
     for part in parts:
         with open_dataset(part) as dataset:
             datasets.append(dataset[list(KEPT)].isel(sample=dataset["status"].values == STATUS_SOLVED).load())
-    xr.concat(datasets, "sample", combine_attrs="override").assign_attrs(family="mixed").to_netcdf(
-        out, engine="h5netcdf"
-    )
+    mixed = xr.concat(datasets, "sample", combine_attrs="override").assign_attrs(family="mixed")
+    with replaced_when_complete(out) as partial:
+        mixed.to_netcdf(partial, engine="h5netcdf")
 
 
 def train(splits: dict[str, Path], out: Path, epochs: int | None) -> Regressor:
@@ -169,7 +171,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = make_data(arguments.runs, sizes, arguments.workers)
     model = train(splits, arguments.runs / "model", arguments.epochs)
     cells = measure(model, arguments.runs)
-    shutil.rmtree(arguments.out, ignore_errors=True)
     model.save_pretrained(arguments.out)
     (arguments.out / "README.md").write_text(card(cells, sizes))
     cells.to_csv(arguments.runs / "test-cells.csv", index=False)

@@ -138,10 +138,11 @@ def unfinished(study: Study, wanted: Sequence[Trial]) -> dict[str, list[Trial]]:
 
 def check_recipe(row: Mapping[str, str]) -> None:
     """Raise `ValueError` if the recipe of a row is not what it was."""
-    if row["recipe_settings"] != recipe_settings(row["recipe"]):
+    now = recipe_settings(row["recipe"], row["encoder"])
+    if row["recipe_settings"] != now:
         raise ValueError(
-            f"the recipe {row['recipe']} was {row['recipe_settings']} and is {recipe_settings(row['recipe'])} now: "
-            "give it another name, or remove its rows and runs"
+            f"the recipe {row['recipe']} was {row['recipe_settings']} and is {now} now: give it another name, or "
+            "remove its rows and runs"
         )
 
 

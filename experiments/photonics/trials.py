@@ -1,5 +1,6 @@
 """One trial of the study: pre-train, fine-tune on a draw of labels, choose on validation, read the test split once."""
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -11,12 +12,14 @@ from typing import Any
 import torch
 import yaml
 
-from experiments.photonics.baselines import BASELINES, Model, run_baseline
+from experiments.photonics.baselines import BASELINES, FEW_LABELS, PLANE_WAVES, Model, run_baseline
 from experiments.photonics.datasets import CONVERGED, DatasetPlan
 from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import relative_error
+from photonic_essl.plane_waves import REVISION
 from photonic_essl.pretraining import pretrain
+from photonic_essl.recipes import load_recipe
 from photonic_essl.regression import Regressor
 from photonic_essl.runs import environment, read_record
 from photonic_essl.training import resolved_device
@@ -36,9 +39,23 @@ TEST_COLUMNS = {
 """Where the error on the test split goes, by the kind of label that it is measured against."""
 
 
-def recipe_settings(recipe: str) -> str:
-    """Return the settings of a recipe as the table holds them: JSON, or nothing for a baseline."""
-    return json.dumps(RECIPES[recipe], sort_keys=True) if recipe in RECIPES else ""
+def recipe_settings(recipe: str, encoder: str) -> str:
+    """Return the settings of a recipe as the table holds them: JSON, or nothing for most baselines.
+
+    A digest stands for what the package's own recipes make of them, and for the first approximation.
+    """
+    chosen, resolved = RECIPES.get(recipe, {}), {}
+    for step in {"pretrain", "surrogate", "finetune"} & {*chosen, *(["finetune"] if recipe in RECIPES else [])}:
+        given = chosen.get(step, {})
+        resolved[step] = load_recipe(given.get("recipe", SUPERVISED), encoder) | given
+    if recipe == PLANE_WAVES:
+        resolved["cutoff"] = load_recipe(FEW_LABELS, "none")["plane_waves"]
+    if recipe == PLANE_WAVES or any(settings.get("plane_waves") for settings in resolved.values()):
+        resolved["approximation"] = REVISION
+    if not resolved:
+        return ""
+    digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+    return json.dumps(chosen | {"digest": digest}, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -110,7 +127,7 @@ def run_trial(trial: Trial, plan: DatasetPlan, data: Path, runs: Path, published
     training = load_cells(plan.file(data, "pool", trial.training_labels), labelled=True)
     validation = load_cells(plan.file(data, "validation"), labelled=True)
     facts = {
-        "recipe_settings": recipe_settings(trial.recipe),
+        "recipe_settings": recipe_settings(trial.recipe, trial.encoder),
         "invariance": plan.invariance,
         "training_data": training.fingerprint,
         "validation_data": validation.fingerprint,

@@ -71,16 +71,17 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Do what the page asks for."""
-        length = int(self.headers.get("Content-Length", 0))
+        length = self.headers.get("Content-Length", "0")
         task = self.server.session.tasks.get(self.path)
-        if not self._is_ours() or self.headers.get("Content-Type") != "application/json" or length > LARGEST_REQUEST:
+        ours = self._is_ours() and self.headers.get("Content-Type") == "application/json"
+        if not ours or not length.isdecimal() or int(length) > LARGEST_REQUEST:
             self.close_connection = True
             return self._answer(403, {"error": "this page is for this machine alone"})
-        cell = self.rfile.read(length).decode()
+        cell = self.rfile.read(int(length))
         if task is None:
             return self._answer(404, {"error": "there is nothing here"})
         try:
-            answer = task(cell)
+            answer = task(cell.decode())
         except SupersededError:
             return self._answer(200, None)
         except (ValueError, RuntimeError, OSError) as error:
@@ -92,7 +93,10 @@ class PageHandler(BaseHTTPRequestHandler):
 
     def _is_ours(self) -> bool:
         """Return whether the page was asked for by its own address: other sites can give that a name of theirs."""
-        return urlsplit(f"//{self.headers.get('Host')}").hostname in (ADDRESS, "localhost")
+        try:
+            return urlsplit(f"//{self.headers.get('Host')}").hostname in (ADDRESS, "localhost")
+        except ValueError:
+            return False
 
     def _answer(self, status: int, content: dict | None) -> None:
         self._send(status, json.dumps(content).encode(), "application/json")

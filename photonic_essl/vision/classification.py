@@ -182,10 +182,10 @@ def classify(
         return run.record["results"]["accuracy"]
     augmentation = PUBLISHED_AUGMENTATIONS[images.preset].labelled
     module = Classification(encoder, labelled, images.classes, augmentation, settings, seed)
-    run.begin_sitting()
-    fit(module, run, device=device, progress=progress)
-    accuracy = module.accuracy(images.test)
-    run.finish(steps=module.global_step, accuracy=accuracy)
+    with run.sitting():
+        fit(module, run, device=device, progress=progress)
+        accuracy = module.accuracy(images.test)
+        run.finish(steps=module.global_step, accuracy=accuracy)
     return accuracy
 
 

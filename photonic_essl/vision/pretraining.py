@@ -75,7 +75,8 @@ def pretrain(
         download: whether to fetch CIFAR-10 where it is not there yet.
         device: cpu, gpu, or auto: a GPU if there is one.
         devices: number of devices, each with a process of its own.
-        precision: a precision of Lightning; bf16-mixed on a GPU and 32-true otherwise where not given.
+        precision: 32-true, 64-true, bf16-mixed or 16-mixed; bf16-mixed on a GPU and 32-true otherwise where not
+            given.
         compile: whether to compile the encoder with torch.compile.
         progress: whether to show a progress bar.
 
@@ -121,7 +122,7 @@ def pretrain(
             "precision": resolved_precision(precision, device),
         },
     )
-    device = resolved_device(device)
+    device = resolved_device(device, devices)
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_encoder(out, settings["encoder"])
@@ -129,8 +130,8 @@ def pretrain(
     if compile:
         module.encoder.compile()
     monitor = NearestNeighbours(images, probe_every)
-    run.begin_sitting(data=data)
-    return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    with run.sitting(data=data):
+        return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
 
 
 class ImagePretraining(SelfSupervised):

@@ -47,6 +47,16 @@ def test_a_missing_damaged_unlabelled_or_other_file_is_refused(tmp_path, unlabel
         load_cells(write_cells(tmp_path / "coarse.nc", 3, frequency=FREQUENCY * 0.75), labelled=True)
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_permittivities_that_are_none_are_refused(value, tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3)
+    with xr.load_dataset(path) as cells:
+        cells["epsilon"][1, 5, 7] = value
+        cells.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match=f"`epsilon` must be finite and positive everywhere, got {value}"):
+        load_cells(path)
+
+
 def test_labels_of_too_few_bands_are_refused(tmp_path):
     file = write_cells(tmp_path / "whole.nc", 3)
     with xr.load_dataset(file) as cells:

@@ -116,6 +116,12 @@ def test_normalisations_are_not_shared():
 def test_bad_names_and_grids_are_refused():
     with pytest.raises(ValueError, match="unknown encoder 'tiny'; there are paper, paper-circular, light, none, or"):
         make_network("tiny")
+    with pytest.raises(
+        ValueError, match=r"'json:__name__' must be a function that returns a `torch.nn.Module`, got 'json'"
+    ):
+        make_network("json:__name__")
+    with pytest.raises(ValueError, match="`size` must be odd and at least 3, got 1"):
+        PeriodicConvolution(1, 1, 1)
     with pytest.raises(ValueError, match="no encoder 'nowhere:make'"):
         make_network("nowhere:make")
     with pytest.raises(ValueError, match="`light` encoder needs a grid of multiples of 8 points, got \\(30, 30\\)"):

@@ -160,6 +160,21 @@ def test_few_labels_begin_with_plane_waves_and_end_as_smooth_as_labels(labelled,
         finetune(labelled, tmp_path / "blind", labels=10, plane_waves=0, **SMALL)
 
 
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_plane_waves_stay_in_single_precision_whatever_the_rest_is_in(precision, labelled, cells, tmp_path):
+    model = finetune(labelled, tmp_path / "run", labels=10, precision=precision, **SMALL)
+    expected = new_regressor("none", (32, 32), 0, plane_waves=6.5).approximations(cells.epsilon)
+    assert model.approximate.momenta.dtype == torch.float32
+    torch.testing.assert_close(model.approximations(cells.epsilon).float(), expected, rtol=0, atol=0)
+
+
+def test_what_a_pretrained_encoder_takes_for_its_range_is_kept(labelled, tmp_path):
+    Encoder("paper", permittivity_range=(1, 12)).save_pretrained(tmp_path / "encoder")
+    settings = {"pretrained": tmp_path / "encoder", "recipe": "supervised"}
+    finetune(labelled, tmp_path / "run", labels=10, **settings, **SMALL)
+    assert load_regressor(tmp_path / "run").encoder.standardise.highest == 12
+
+
 def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
     factory = "tests.photonic_essl.test_encoders:own_network"
     trained = finetune(labelled, tmp_path / "run", labels=10, encoder=factory, **SMALL)
@@ -186,6 +201,8 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
         ({"smoothing": 0.5}, "`smoothing` must be from 0 to 0.1, got 0.5"),
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
+        ({"precision": "bf16-true"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'bf16-t"),
+        ({"plane_waves": -1.0}, "the cutoff of plane waves must be positive, got -1"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(settings, message, labelled, tmp_path):

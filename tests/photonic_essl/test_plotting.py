@@ -53,7 +53,7 @@ def test_best_median_and_worst_are_found(tmp_path):
 def test_training_curves_are_read_from_the_logs(labelled, tmp_path):
     finetune(labelled, tmp_path / "run", labels=8, epochs=2, progress=False)
     steps, errors = read_log(tmp_path / "run", "validation_relative_error")
-    assert list(steps) == [1, 2]
+    assert list(steps) == [0, 1, 2]
     assert (errors > 0).all()
     ax = draw_training(tmp_path / "run", "validation_relative_error")
     assert ax.get_ylabel() == "validation relative error"

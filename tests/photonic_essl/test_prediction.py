@@ -74,7 +74,24 @@ def test_cells_that_do_not_fit_are_refused(finished, epsilon, message):
 def test_evaluate_prints_and_returns_the_metric(finished, labelled, cells, capsys):
     error = evaluate(labelled, finished)
     assert error == pytest.approx(relative_error(load_regressor(finished).predict(cells.epsilon[:, 0]), cells.dos))
-    assert f"relative error on 20 cells: {100 * error:.2f} %" in capsys.readouterr().out
+    assert f"relative error on 20 cells: {100 * error:.3g} %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda file: np.save(file, np.full((32, 32), 2 + 1j)), "it holds complex128"),
+        (lambda file: np.save(file, np.full((32, 32), "air")), "it holds <U3"),
+        (lambda file: np.savez(file, a=np.ones((32, 32))), "it holds several arrays"),
+        (lambda file: file.write(b"\x93NUMPY"), "is no .npy file of numbers"),
+    ],
+)
+def test_arrays_that_are_no_permittivities_are_refused(write, message, finished, tmp_path):
+    with (tmp_path / "cell.npy").open("wb") as file:
+        write(file)
+    with pytest.raises(ValueError, match=message):
+        predict(tmp_path / "cell.npy", tmp_path / "dos.nc", finished)
+    assert not (tmp_path / "dos.nc").exists()
 
 
 def test_predict_writes_a_file(finished, unlabelled, tmp_path):

@@ -285,6 +285,8 @@ def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
     cells = load_cells(unlabelled).epsilon
     check_can_tell_apart(Encoder("paper-circular"), group("quarter-turns"), cells)
     check_can_tell_apart(Encoder("paper"), group("translations/2"), cells)
+    with pytest.raises(ValueError, match="`mirrors` leaves these cells as they are: which element was applied cannot"):
+        check_can_tell_apart(Encoder("light"), group("mirrors"), cells[:, :, :1, :1].expand_as(cells))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(unlabelled, tmp_path, monkeypatch):
@@ -331,6 +333,8 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"device": "tpu"}, "`device` must be one of auto, cpu, gpu"),
         pytest.param({"device": "gpu"}, "torch finds no CUDA device here", marks=WITHOUT_GPU),
         ({"recipe": "e-barlow", "temperature": 1.0}, "this recipe has no temperature"),
+        ({"precision": "exact"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'exact'"),
+        ({"devices": 0}, "`devices` must be at least 1, got 0"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(settings, message, unlabelled, tmp_path):
@@ -339,12 +343,15 @@ def test_bad_settings_are_refused_before_anything_is_written(settings, message, 
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unlabelled_or_too_small_file_is_no_probe(unlabelled, tmp_path):
+def test_an_unlabelled_or_too_small_file_is_no_probe(unlabelled, labelled, tmp_path):
     with pytest.raises(ValueError, match="is unlabelled"):
         pretrain(unlabelled, tmp_path / "run", probe=unlabelled, **SMALL)
     few = write_cells(tmp_path / "few.nc", 3)
     with pytest.raises(ValueError, match="a probe needs at least 4 labelled cells, got 3"):
         pretrain(unlabelled, tmp_path / "run", probe=few, **SMALL)
+    with pytest.raises(ValueError, match="`probe_every` must be at least 1, got 0"):
+        pretrain(unlabelled, tmp_path / "run", probe=labelled, probe_every=0, **SMALL)
+    assert not (tmp_path / "run").exists()
 
 
 def test_roles_and_warm_up_out_of_their_range_are_refused(unlabelled):

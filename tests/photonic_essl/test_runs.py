@@ -10,8 +10,12 @@ from photonic_essl.finetuning import finetune
 def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path):
     partial_of(tmp_path / "run.json").write_text("{")
     run = runs.Run(tmp_path, "finetune", {"epochs": 1})
-    run.begin_sitting()
-    assert runs.read_record(tmp_path / "run.json")["settings"] == {"epochs": 1}
+    with run.sitting():
+        assert runs.read_record(tmp_path / "run.json")["settings"] == {"epochs": 1}
+        with pytest.raises(ValueError, match=f"another process is at work in {tmp_path} right now"):
+            runs.Run(tmp_path, "finetune", {"epochs": 1}).sitting().__enter__()
+    with run.sitting():
+        assert len(run.record["sittings"]) == 2
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="exists and is not the folder of a run"):

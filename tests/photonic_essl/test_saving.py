@@ -123,7 +123,9 @@ def test_missing_files_and_other_kinds_are_named(saved, tmp_path):
         load_folder(Encoder, saved)
 
 
-@pytest.mark.parametrize("claim", [{"head": [2**40]}, {"grid": [2**40, 8]}, {"channels": "one"}, {"head": 3}])
+@pytest.mark.parametrize(
+    "claim", [{"head": [2**40]}, {"grid": [2**40, 8]}, {"channels": "one"}, {"head": 3}, {"plane_waves": 1e6}]
+)
 def test_settings_that_claim_terabytes_take_no_memory(claim, folder):
     """With a digest that is right: who can write one can write what he likes."""
     settings, weights = read_folder(folder)

@@ -101,6 +101,8 @@ def test_groups_that_do_not_fit_are_refused(name, grid, lattice, message):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"unknown group 'spin'; there are identity, half-turn"):
         group("mirrors * spin")
+    with pytest.raises(ValueError, match="unknown group 'translations/²'"):
+        group("translations/²")
     with pytest.raises(ValueError, match="unknown group 'mirrors/2'"):
         group("mirrors/2")
     with pytest.raises(ValueError, match=r"`hexagon \* mirrors` is the symmetry of no lattice"):

@@ -79,7 +79,7 @@ def test_only_this_machines_own_address_is_served(server):
         other.connect(("127.0.0.2", server.server_address[1]))
     for host in ("localhost:80", "127.0.0.1"):
         assert ask(server, "GET", "/", Host=host)[0] == 200
-    for host in ("example.org", "127.0.0.1.example.org:8765", "192.0.2.1"):
+    for host in ("example.org", "127.0.0.1.example.org:8765", "192.0.2.1", "[::1"):
         assert ask(server, "GET", "/", Host=host)[0] == 403
         assert ask(server, "POST", "/draw", "{}", Host=host)[0] == 403
 
@@ -88,6 +88,9 @@ def test_what_another_site_can_send_is_refused(server):
     # A form of another site can send text to any address; JSON only with a leave that nobody gives it.
     assert ask(server, "POST", "/draw", "{}", **{"Content-Type": "text/plain"})[0] == 403
     assert ask(server, "POST", "/draw", '{"a": 1}') == (200, b'{"a": 1}')
+    for length in ("-1", "many", "1e3"):
+        assert ask(server, "POST", "/draw", "{}", **{"Content-Length": length})[0] == 403
+    assert ask(server, "POST", "/draw", b"\xff")[0] == 422
 
 
 def test_error_of_a_task_is_one_line(server):
