@@ -142,8 +142,8 @@ def _table(name: str, groups: object, word: Callable[[object], str]) -> str:
         [
             word(key),
             str(len(part)),
-            *(f"{100 * value:.2f}" for value in (part["error"].mean(), part["error"].median(), part["error"].max())),
-            *(f"{100 * part[column].mean():.2f}" for column in ("plane waves", "empty lattice")),
+            *(f"{100 * value:.3f}" for value in (part["error"].mean(), part["error"].median(), part["error"].max())),
+            *(f"{100 * part[column].mean():.3f}" for column in ("plane waves", "empty lattice")),
             f"{100 * part['within'].mean():.1f}",
         ]
         for key, part in groups

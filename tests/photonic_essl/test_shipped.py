@@ -32,7 +32,7 @@ def test_it_is_right_about_cells_that_it_has_not_seen(model, name):
     fine = np.stack([family.draw(99, index, 32).epsilon for index in range(6)])
     labels = data_gen.label(fine, resolution=32)
     epsilon = fine.reshape(6, 32, 9, 32, 9).mean((2, 4))
-    assert photonic_essl.relative_error(model.predict(epsilon), labels["dos"]) < 0.01
+    assert photonic_essl.relative_error(model.predict(epsilon), labels["dos"]) < 0.002
     interval = model.predict_interval(epsilon)
     true = labels["dos"].values[:, :400]
     within = (interval["lowest"].values <= true) & (true <= interval["highest"].values)
