@@ -76,8 +76,9 @@ def test_a_worker_that_died_leaves_no_pipes_behind(blob):
     for _ in range(3):
         data_gen.solve(blob, k, bands=1)
         counts.append(len(os.listdir("/proc/self/fd")))
-        mpb.worker().process.kill()
-        mpb.worker().process.wait()
+        process = mpb.worker().process
+        process.kill()
+        process.wait()
     assert counts[0] == counts[1] == counts[2]
 
 
