@@ -13,15 +13,17 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import dask.array
 import h5netcdf
 import h5py
 import numpy as np
 import xarray as xr
 
 from data_gen.seal import check_seal, seal
+
+if TYPE_CHECKING:
+    import dask.array
 
 SCHEMA_VERSION = 1
 SAMPLES_PER_BLOCK = 256
@@ -400,8 +402,10 @@ class _Checked:
             )
         return values
 
-    def lazily(self) -> dask.array.Array:
+    def lazily(self) -> "dask.array.Array":
         """Return the values as dask reads them, a block of samples at a time."""
+        import dask.array  # what writes files has no need of it
+
         blocks = tuple(SAMPLES_PER_BLOCK if dimension == "sample" else -1 for dimension in self.variable.dims)
         empty = np.empty((0,) * self.ndim, self.dtype)
         return dask.array.from_array(self, chunks=blocks, name=False, meta=empty)  # type: ignore[no-untyped-call]

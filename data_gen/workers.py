@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FAILURES_BEFORE_BISECTION = 1
 PATIENCE = "5 minutes"  # without a worker on this machine, which should start others for those that die
+CONNECTING = "10s"  # before an address counts as that of no scheduler
 CHUNKS_AHEAD = 4  # of each worker: enough to keep it busy, few enough to keep their results out of memory
 
 Arrays = dict[str, np.ndarray]
@@ -116,7 +117,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
         "distributed.scheduler.worker-saturation": 1.0,  # a worker that dies is blamed on what it ran, not on its queue
         "distributed.worker.memory.terminate": 0.95,
         "distributed.worker.profile.enabled": False,  # nobody looks at it
-        "distributed.comm.timeouts.connect": "10s",
+        "distributed.comm.timeouts.connect": CONNECTING,
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         if scheduler is None:

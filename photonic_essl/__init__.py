@@ -1,7 +1,17 @@
 """Equivariant self-supervised learning for photonic crystals: from unit cells to predicted densities of states."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from photonic_essl.explorer.command import explore
+    from photonic_essl.finetuning import finetune
+    from photonic_essl.metrics import relative_error
+    from photonic_essl.prediction import evaluate, predict
+    from photonic_essl.pretraining import pretrain
+    from photonic_essl.published import import_encoder
+    from photonic_essl.regression import load_regressor
+    from photonic_essl.reporting import report
 
 _HOMES = {
     "pretrain": "pretraining",
@@ -16,7 +26,23 @@ _HOMES = {
 }
 _MODULES = ("symmetry", "encoders", "objectives", "metrics", "bands", "plotting")
 
-__all__ = [*_HOMES, *_MODULES]
+__all__ = [
+    "bands",
+    "encoders",
+    "evaluate",
+    "explore",
+    "finetune",
+    "import_encoder",
+    "load_regressor",
+    "metrics",
+    "objectives",
+    "plotting",
+    "predict",
+    "pretrain",
+    "relative_error",
+    "report",
+    "symmetry",
+]
 
 
 def __getattr__(name: str) -> Any:

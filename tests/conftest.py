@@ -1,4 +1,5 @@
 import contextlib
+import os
 import resource
 import subprocess
 
@@ -8,6 +9,9 @@ import torch
 from jaxtyping import install_import_hook
 
 from tests import shapes
+
+# Of processes that tests start: they run beside each other, and threads that wait for cores cost more than they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Of property tests: the same few examples everywhere, or with `--hypothesis-profile many` new ones each time.
 hypothesis.settings.register_profile("few", max_examples=10, derandomize=True, database=None, deadline=None)

@@ -178,7 +178,11 @@ def _on_workers(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterato
         num_workers=min(workers, len(tasks)),
         pin_memory=torch.cuda.is_available(),
     )
-    for result in loader:
+    results = iter(loader)
+    for left in reversed(range(len(tasks))):
+        result = next(results)
+        if not left or isinstance(result, str):
+            del results  # ends the processes; the garbage collector would first take the queue that tells them to
         if isinstance(result, str):
             raise ValueError(result)
         yield result

@@ -1,5 +1,4 @@
 import contextlib
-import functools
 import json
 import os
 import re
@@ -14,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from distributed import LocalCluster
+from distributed import Client
 
 import data_gen
-from data_gen import generation, workers
+from data_gen import generation
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.dataset import replaced_when_complete
 from data_gen.shards import open_shards
 from data_gen.solvers import mpb
 from data_gen.solvers.contract import ConvergenceError
-from data_gen.workers import run_chunks
+from data_gen.unit_cells import unit_cell_family
 
 LABELLED = ["--samples", "3", "--k-points", "5", "--bands", "6", "--resolution", "16"]
 
@@ -43,12 +42,37 @@ def test_a_labelled_file_holds_cells_labels_parameters_and_how_it_was_made(tmp_p
         assert {"epsilon_inside", "outline_cosine", "dos_error"} <= set(dataset.data_vars)
         assert (dataset.attrs["seed"], dataset.attrs["solver"], dataset.attrs["k_points"]) == (5, "rbme", 9)
         assert "data-gen generate blob --samples 3" in dataset.attrs["command"]
-        cell = data_gen.unit_cells.unit_cell_family("blob").draw(5, 2, 16).epsilon
+        cell = unit_cell_family("blob").draw(5, 2, 16).epsilon
         bands = data_gen.solve(cell, 9, bands=10, solver="rbme", resolution=16)
         np.testing.assert_allclose(dataset["band_frequency"][2], bands["frequency"], atol=1e-9)
         density = data_gen.density_of_states(bands, epsilon_mean=cell.mean())
         np.testing.assert_allclose(dataset["dos"][2], density, rtol=1e-5, atol=1e-5)
     assert not out.with_name("a.h5.part").exists()
+
+
+@contextlib.contextmanager
+def cluster_of(workers, folder):
+    """A dask scheduler and its workers, started as a user starts them: its address, and the workers' processes."""
+    address_file = folder / "scheduler.json"
+    start = [sys.executable, "-m"]
+    scheduler = ["distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    worker = ["distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    worker += ["--local-directory", folder]
+    shared = ["--scheduler-file", address_file]
+    processes = [subprocess.Popen([*start, *scheduler, *shared], stderr=subprocess.DEVNULL)]
+    try:
+        while not address_file.exists():
+            time.sleep(0.05)
+        for _ in range(workers):
+            processes.append(subprocess.Popen([*start, *worker, *shared], stderr=subprocess.DEVNULL))
+        address = json.loads(address_file.read_text())["address"]
+        with Client(address) as client:
+            client.wait_for_workers(workers)
+        yield address, processes[1:]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def last_line(capsys):
@@ -71,14 +95,9 @@ def test_mpb_labels_are_those_of_the_fast_solver(tmp_path):
         assert a.attrs["solver_version"].startswith("MPB")
 
 
-def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path):
-    command = [sys.executable, "-m", "data_gen.cli", "generate", "gpm", "--samples", "1500", "--unlabelled"]
-    for name, count in (("one.h5", "1"), ("two.h5", "2")):
-        subprocess.run([*command, "--out", tmp_path / name, "--workers", count], check=True, capture_output=True)
-    calm = (tmp_path / "one.h5").read_bytes()
-    assert (tmp_path / "two.h5").read_bytes() == calm
-
-    killed = tmp_path / "killed.h5"
+def test_the_file_is_the_same_after_a_kill(tmp_path):
+    command = [sys.executable, "-m", "data_gen.cli", "generate", "gpm", "--samples", "1100", "--unlabelled"]
+    killed, calm = tmp_path / "killed.h5", tmp_path / "calm.h5"
     process = subprocess.Popen([*command, "--out", killed, "--workers", "1"], stderr=subprocess.DEVNULL)
     shards = tmp_path / "killed.h5.part"
     while process.poll() is None and not list(shards.glob("*.shard")):
@@ -89,8 +108,9 @@ def test_the_file_is_the_same_for_one_and_two_workers_and_after_a_kill(tmp_path)
     done = sorted(shards.glob("*.shard"))
     assert done
     done[0].write_bytes(done[0].read_bytes()[:-100])  # a truncated shard is computed again
-    subprocess.run([*command, "--out", killed, "--workers", "1"], check=True, capture_output=True)
-    assert killed.read_bytes() == calm
+    for out in (killed, calm):
+        data_gen.generate("gpm", out=out, samples=1100, unlabelled=True, workers=1)
+    assert killed.read_bytes() == calm.read_bytes()
     assert not shards.exists()
 
 
@@ -101,14 +121,13 @@ def test_the_file_is_the_same_for_one_two_and_four_workers(tmp_path):
     }  # four chunks each
     for kind, options in kinds.items():
         data_gen.generate("rods", out=tmp_path / f"{kind}-1.h5", workers=1, **options)
-    with LocalCluster(n_workers=4, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+    with cluster_of(4, tmp_path) as (address, processes):
         for workers in (4, 2):
-            cluster.scale(workers)
-            while len(cluster.scheduler_info["workers"]) != workers:
-                time.sleep(0.05)
+            for process in processes[workers:]:
+                process.kill()
             for kind, options in kinds.items():
                 out = tmp_path / f"{kind}-{workers}.h5"
-                data_gen.generate("rods", out=out, scheduler=cluster.scheduler_address, **options)
+                data_gen.generate("rods", out=out, scheduler=address, **options)
                 assert out.read_bytes() == (tmp_path / f"{kind}-1.h5").read_bytes()
 
 
@@ -162,81 +181,6 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_cluster_of_two_workers_by_address_makes_the_same_file(tmp_path):
-    command = [sys.executable, "-m", "data_gen.cli", "generate", "rods", *LABELLED]
-    subprocess.run([*command, "--out", tmp_path / "here.h5", "--workers", "1"], check=True, capture_output=True)
-    address_file = tmp_path / "scheduler.json"
-    cluster = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", "distributed.cli.dask_scheduler", "--scheduler-file", address_file),
-                *("--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
-            ],
-            stderr=subprocess.DEVNULL,
-        )
-    ]
-    try:
-        while not address_file.exists():
-            time.sleep(0.05)
-        cluster += [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", address_file),
-                    *("--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path),
-                ],
-                stderr=subprocess.DEVNULL,
-            )
-            for _ in range(2)
-        ]
-        address = json.loads(address_file.read_text())["address"]
-        subprocess.run([*command, "--out", tmp_path / "there.h5", "--scheduler", address], check=True, timeout=120)
-    finally:
-        for process in cluster:
-            process.kill()
-            process.wait()
-    assert (tmp_path / "there.h5").read_bytes() == (tmp_path / "here.h5").read_bytes()
-
-
-def test_a_worker_that_dies_on_a_cell_costs_that_cell(tmp_path, monkeypatch):
-    """The chunk is tried again, then halved until the guilty cell is alone."""
-    plan = generation.Plan("rods", 8, 0, 8, False, None)
-    results = dict(
-        run_chunks(
-            functools.partial(_deadly_chunk, plan),
-            functools.partial(generation.failed_cell, plan),
-            generation.join,
-            [(0, 4), (4, 8)],
-            2,
-            None,
-        )
-    )
-    assert results[0, 4]["status"].tolist() == [0, 0, 0, 0]
-    assert results[4, 8]["status"].tolist() == [0, 1, 0, 0]
-    assert b"seed 0, index 5: the worker process died" in results[4, 8]["error_message"][1]
-
-
-def _deadly_chunk(plan, start, stop):
-    if start <= 5 < stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return generation.compute_chunk(plan, start, stop)
-
-
-def test_workers_that_are_gone_are_said_and_not_waited_for(monkeypatch):
-    monkeypatch.setattr(workers, "PATIENCE", "1s")
-    record = (functools.partial(generation.failed_cell, None), generation.join)
-    with (
-        workers._client(0, None) as client,
-        pytest.raises(OSError, match="all worker processes are gone"),
-    ):
-        list(workers._run_on_dask(client, range, *record, [(0, 1)]))
-
-
-def test_no_scheduler_at_an_address_is_one_line(tmp_path, capsys):
-    words = ["generate", "rods", "--samples", 2, "--unlabelled", "--scheduler", "tcp://127.0.0.1:9"]
-    assert run_data_gen(*words, "--out", tmp_path / "a.h5") == 2
-    assert "no dask scheduler at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
-
-
 def not_converging():
     raise ConvergenceError("no convergence")
 
@@ -251,7 +195,7 @@ def not_converging():
 )
 def test_a_cell_that_cannot_be_solved_is_recorded_and_the_rest_goes_on(fails, message, tmp_path, monkeypatch, capsys):
     label_cells = generation.label_cells
-    guilty = data_gen.unit_cells.unit_cell_family("rods").draw(0, 1, 16).epsilon
+    guilty = unit_cell_family("rods").draw(0, 1, 16).epsilon
 
     def stubborn(cells, **settings):
         if any(np.array_equal(cell, guilty) for cell in cells):
@@ -356,7 +300,10 @@ def test_settings_that_have_made_nothing_yet_stand_in_no_ones_way(tmp_path):
     shards = tmp_path / "a.h5.part"
     shards.mkdir()
     (shards / "plan.json").write_text('{"samples": 7}')
-    assert run_data_gen("generate", "rods", "--out", tmp_path / "a.h5", "--samples", 2, "--unlabelled") == 0
+    assert (
+        run_data_gen("generate", "rods", "--out", tmp_path / "a.h5", "--samples", 2, "--unlabelled", "--workers", 1)
+        == 0
+    )
 
 
 def test_an_unwritable_folder_gets_one_line(tmp_path, capsys):
