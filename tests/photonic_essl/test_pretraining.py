@@ -104,7 +104,7 @@ def test_a_folder_of_something_else_is_refused(unlabelled, tmp_path):
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_path):
-    options = ("--epochs", "20", "--batch-size", "8")
+    options = ("--epochs", "12", "--batch-size", "8")
     killed = tmp_path / "killed"
     process = subprocess.Popen(command(unlabelled, killed, *options), env=ONE_THREAD)
     deadline = time.monotonic() + 120
@@ -116,7 +116,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(unlabelled, tmp_
     process.wait()
     assert not (killed / "model.safetensors").exists()
 
-    settings = {**SMALL, "epochs": 20}
+    settings = {**SMALL, "epochs": 12}
     pretrain(unlabelled, killed, **settings)
     pretrain(unlabelled, tmp_path / "whole", **settings)
     assert same(weights(killed), weights(tmp_path / "whole"))
