@@ -25,6 +25,7 @@ _HOMES = {
     "solve": "solvers",
     "verify": "verification",
 }
+_MODULES = ("dataset", "dos", "lattices", "plane_groups", "solvers", "unit_cells")
 
 __all__ = [
     "density_of_states",
@@ -44,8 +45,10 @@ def __getattr__(name: str) -> Any:
     # Loaded when asked for: torch and xarray take seconds to import, and `--help` needs neither.
     if name in _HOMES:
         return getattr(importlib.import_module(f"data_gen.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"data_gen.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, *_MODULES])

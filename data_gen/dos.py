@@ -113,7 +113,7 @@ def check_smoothing(smoothing: float | str) -> None:
     """Raise `ValueError` unless `smoothing` is a number that a grid of wavevectors can resolve, or "published"."""
     if smoothing != "published" and not (isinstance(smoothing, numbers.Real) and LEAST_SMOOTHING <= smoothing < 1):
         raise ValueError(
-            f'`smoothing` must be a number from {LEAST_SMOOTHING} to 1, or "published", got {smoothing!r}.'
+            f'`smoothing` must be a number from {LEAST_SMOOTHING} to less than 1, or "published", got {smoothing!r}.'
         )
 
 

@@ -6,6 +6,7 @@ Chunks depend on the plan alone, never on the workers, so that the file is the s
 """
 
 import functools
+import numbers
 import shlex
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.plane_groups import point_group
 from data_gen.shards import Chunk, Shards, open_shards
 from data_gen.solvers import mpb, solver_version
-from data_gen.solvers.contract import SolverError
+from data_gen.solvers.contract import SolverError, mode_count
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
 from data_gen.workers import keep_freed_memory, one_thread, run_chunks
@@ -72,10 +73,9 @@ class Plan:
             self.labels.check()
             if self.labels.solver == "mpb":
                 mpb.check_grid((self.resolution, self.resolution))
-            if self.labels.bands is not None and self.labels.bands > self.resolution**2:
-                raise ValueError(
-                    f"`bands` must be at most the number of plane waves, {self.resolution**2}, got {self.labels.bands}"
-                )
+            most = mode_count((self.resolution, self.resolution), self.labels.polarization)
+            if self.labels.bands is not None and self.labels.bands > most:
+                raise ValueError(f"`bands` must be at most {most} on this grid, got {self.labels.bands}")
         if self.keep_bands:
             _ = self.wavevectors
 
@@ -170,6 +170,8 @@ def generate(
     """
     if keep_bands and bands is None:
         bands = BANDS
+    if isinstance(smoothing, numbers.Real):
+        smoothing = float(smoothing)  # of numpy's, which a file's record would not hold
     labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
     plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels, plane_group, cutoff)
     plan.check()

@@ -1,7 +1,6 @@
 """From permittivity to labels: bands, density of states, and how far that is from the k → ∞ limit."""
 
 import functools
-import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from jaxtyping import Float, Float64, Int64
 from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate, scaled_frequencies
 from data_gen.lattices import basis_vectors, half_grid
 from data_gen.solvers import solver_module
-from data_gen.solvers.contract import POLARIZATIONS, Bands, SolverError, as_tensor, checked_cells
+from data_gen.solvers.contract import POLARIZATIONS, Bands, SolverError, as_tensor, checked_cells, mode_count
 from data_gen.solvers.equivalence import equivalence
 
 BANDS, MORE_BANDS = 10, 5
@@ -26,7 +25,7 @@ GRIDS = (63, 75, 105, 165)
 # does not hide how a plane within a k-cell differs from the band.
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
-PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25}
+PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25, "narrow": 0.45}
 # Points of a label that the paper's metric runs over.
 METRIC = slice(100, 400)
 
@@ -153,15 +152,15 @@ def label_cells(
     cells, factor = checked_cells(
         cells, bands=settings.bands or 1, polarization=settings.polarization, resolution=resolution
     )
+    shape = (cells.shape[1] // factor, cells.shape[2] // factor)
     attempt = functools.partial(
         _attempt, basis=basis, resolution=resolution, settings=settings, point_group=point_group
     )
     label_on = functools.partial(
-        _with_enough_bands, attempt, bands=settings.bands, plane_waves=cells[0].numel() // factor**2
+        _with_enough_bands, attempt, bands=settings.bands, modes=mode_count(shape, settings.polarization)
     )
     if settings.k_points is None:
-        narrow = isinstance(settings.smoothing, numbers.Real) and settings.smoothing < NARROW
-        part_left = PART_LEFT_OF_THIRD["narrow" if narrow else _order(settings.smoothing)]
+        part_left = PART_LEFT_OF_THIRD[_kind(settings.smoothing)]
         answer = _climb(label_on, cells, settings.accuracy, part_left)
     else:
         part_left = _part_left(settings.k_points, settings.smoothing)
@@ -194,12 +193,14 @@ def _part_left(n: int, smoothing: float | str) -> float:
     left, as of an error of second order.
     """
     coarser, found_on = (n / _about_half(n)) ** 2 - 1, (25 / _about_half(25)) ** 2 - 1
-    return PART_LEFT_OF_HALF[_order(smoothing)] * max(found_on / coarser, 1.0)
+    return PART_LEFT_OF_HALF[_kind(smoothing)] * max(found_on / coarser, 1.0)
 
 
-def _order(smoothing: float | str) -> str:
-    """Return whether the bend of bands is corrected for, or not, as published."""
-    return "published" if smoothing == "published" else "corrected"
+def _kind(smoothing: float | str) -> str:
+    """Return whether the bend of bands is corrected for, and hidden by the Gaussian; or not, as published."""
+    if isinstance(smoothing, str):
+        return smoothing
+    return "narrow" if smoothing < NARROW else "corrected"
 
 
 def _climb(label_on: LabelOn, cells: torch.Tensor, accuracy: float, part_left: float) -> dict[str, torch.Tensor]:
@@ -222,19 +223,19 @@ def _climb(label_on: LabelOn, cells: torch.Tensor, accuracy: float, part_left: f
 
 
 def _with_enough_bands(
-    attempt: Attempt, cells: torch.Tensor, n: int, coarse: int, *, bands: int | None, plane_waves: int
+    attempt: Attempt, cells: torch.Tensor, n: int, coarse: int, *, bands: int | None, modes: int
 ) -> dict[str, torch.Tensor]:
     """Label cells on a grid; where the number of bands is ours to choose, cells that need more of them get more."""
-    count = bands or min(BANDS, plane_waves)
+    count = bands or min(BANDS, modes)
     answer = attempt(cells, n, coarse, count)
     while bands is None:
         starved = torch.nonzero(answer["covered_frequency"] < TARGET_FREQUENCY).flatten()
         if not len(starved):
             break
         count += MORE_BANDS
-        if count > plane_waves:
+        if count > modes:
             raise SolverError(
-                f"cell {starved[0].item()}: as many bands as there are plane waves do not cover the density up to a "
+                f"cell {starved[0].item()}: all {modes} bands that there are do not cover the density up to a "
                 f"scaled frequency of {TARGET_FREQUENCY}"
             )
         again = attempt(cells[starved.cpu()], n, coarse, count)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder, make_network
 from photonic_essl.metrics import relative_error
+from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
@@ -129,6 +130,7 @@ def finetune(
             "encoder": name,
             **settings,
             "invariance": augmentation.name,
+            "approximation": REVISION if settings["plane_waves"] else None,
             "labels": labels,
             "label_seed": label_seed,
             "seed": seed,
@@ -153,11 +155,11 @@ def finetune(
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     facts = {"data": str(data), "pretrained": pretrained and str(pretrained), "family": cells.attributes["family"]}
     with run.sitting(**facts, **physics):
-        _carry_out(module, run, validated_on, device=device, precision=precision, progress=progress)
+        _train_and_save(module, run, validated_on, device=device, precision=precision, progress=progress)
     return regressor
 
 
-def _carry_out(module: "FineTuning", run: Run, validated_on: Cells, **options: Any) -> None:
+def _train_and_save(module: "FineTuning", run: Run, validated_on: Cells, **options: Any) -> None:
     """Train a regressor, or go on with it, calibrate it and save it in the run's folder.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 
 REVISION = 2
-"""Another whenever the approximation becomes another, so that results tell which they rest on."""
+"""Another whenever the approximation becomes another: models, runs and tables tell which they rest on."""
 
 WAVEVECTORS, FINE_WAVEVECTORS = 6, 72
 """Numbers along a reciprocal lattice vector of length 2π/a: where bands are solved, and to where k·p refines them."""
@@ -79,24 +79,21 @@ class PlaneWaves(nn.Module):
         self.improved = min(2 * self.states, len(waves))
         length = (waves.double() @ reciprocal).norm(dim=1)
         self.inner = int((length <= length[: 3 * self.states][-1] + 1e-9).sum())
-        lengths = reciprocal.norm(dim=1).tolist()
-        solved = [2 * math.ceil(WAVEVECTORS / 2 * length - 1e-9) for length in lengths]  # even: none is k = 0
-        parts = [math.ceil(FINE_WAVEVECTORS * length / n - 1e-9) for length, n in zip(lengths, solved)]
-        half = torch.cartesian_prod(*map(_centred, solved))[math.prod(solved) // 2 :]  # ω(-k) = ω(k)
-        offsets = torch.cartesian_prod(*(_centred(fine) / n for fine, n in zip(parts, solved)))
+        wavevectors, offsets = _wavevectors(reciprocal)
         x, y = (offsets @ reciprocal).float().unbind(-1)
         constants = {
             "differences": (waves[:, None] - waves) % torch.tensor(grid, device="cpu"),
-            "momenta": ((waves + half[:, None]) @ reciprocal).float(),
+            "momenta": ((waves + wavevectors[:, None]) @ reciprocal).float(),
             "monomials": torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1),
             "kernel": _smoothing_kernel(),
         }
         for name, values in constants.items():
             self.register_buffer(name, values, persistent=False)
-        numbers = len(half) * (2 * len(offsets) * self.states**2 + 3 * len(waves) * self.improved) + 2 * len(waves) ** 2
+        at_one = 2 * len(offsets) * self.states**2 + 3 * len(waves) * self.improved
         if polarization == "te":
-            numbers += 3 * len(half) * len(waves) ** 2
-        self.batch = max(1, BYTES_AT_ONCE // (8 * numbers))
+            at_one += 3 * len(waves) ** 2
+        complex_numbers = len(wavevectors) * at_one + 2 * len(waves) ** 2
+        self.batch = max(1, BYTES_AT_ONCE // (8 * complex_numbers))
         uniform = self._density(torch.ones(1, *grid, device="cpu"))
         # A cell of another area than a² has more or fewer states than the empty lattice that regressors start from.
         missing = (area - 1) * torch.from_numpy(empty_lattice()[:PREDICTED]).float()
@@ -237,6 +234,18 @@ def _inverse_root(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, 
 def _inverse(matrix: Complex64[Tensor, "*batch n n"]) -> Complex64[Tensor, "*batch n n"]:
     """Return the inverse of positive matrices."""
     return torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+
+
+def _wavevectors(reciprocal: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the wavevectors where bands are solved, and the offsets from each to where k·p refines them.
+
+    Both in units of the reciprocal lattice vectors; of k and -k there is one, as ω(-k) = ω(k).
+    """
+    lengths = reciprocal.norm(dim=1).tolist()
+    coarse = [2 * math.ceil(WAVEVECTORS / 2 * length - 1e-9) for length in lengths]  # even: none is k = 0
+    parts = [math.ceil(FINE_WAVEVECTORS * length / n - 1e-9) for length, n in zip(lengths, coarse)]
+    half = torch.cartesian_prod(*map(_centred, coarse))[math.prod(coarse) // 2 :]
+    return half, torch.cartesian_prod(*(_centred(fine) / n for fine, n in zip(parts, coarse)))
 
 
 def _waves(cutoff: float, reciprocal: Float[Tensor, "2 2"], grid: tuple[int, int]) -> Int64[Tensor, "wave 2"]:

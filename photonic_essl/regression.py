@@ -15,7 +15,7 @@ from torch.nn import functional
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
-from photonic_essl.plane_waves import PlaneWaves
+from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
@@ -53,6 +53,7 @@ class Regressor(
         invariance: name of the group over whose copies of a cell predictions are averaged.
         polarization: of the densities of states, tm or te.
         lattice: lattice vectors of the cells, one a row.
+        approximation: which revision of the plane waves' approximation the head corrects: that of this version.
         network: the encoder's network where it is not one of the presets; its code is not saved.
     """
 
@@ -68,9 +69,12 @@ class Regressor(
         invariance: str = "identity",
         polarization: str = "tm",
         lattice: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
+        approximation: int = REVISION,
         network: nn.Module | None = None,
     ):
         super().__init__()
+        if plane_waves and approximation != REVISION:
+            raise ValueError(f"it corrects approximation {approximation}, and this version has {REVISION}: train anew.")
         if plane_waves and channels != 1:
             raise ValueError(f"plane waves are of one channel, ε, got {channels} channels.")
         if not 0 <= smoothing <= WIDEST_SMOOTHING:

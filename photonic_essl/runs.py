@@ -41,15 +41,18 @@ class Run:
     def __init__(self, folder: str | Path, command: str, settings: Mapping[str, Any]):
         self.folder = Path(folder)
         self.record_file = self.folder / "run.json"
-        asked = json.loads(json.dumps({"command": command, "settings": dict(settings)}))
+        self._asked = json.loads(json.dumps({"command": command, "settings": dict(settings)}))
         if self.record_file.exists():
-            self.record = read_record(self.record_file)
-            _check_same(self.folder, self.record, asked)
+            self._read()
         else:
             begun = {partial_of(self.record_file)}  # killed before there was a record
             if self.folder.exists() and (self.folder.is_file() or set(self.folder.iterdir()) - begun):
                 raise ValueError(f"{self.folder} exists and is not the folder of a run; choose another.")
-            self.record = {**asked, "finished": False, "seconds": 0.0, "sittings": []}
+            self.record = {**self._asked, "finished": False, "seconds": 0.0, "sittings": []}
+
+    def _read(self) -> None:
+        self.record = read_record(self.record_file)
+        _check_same(self.folder, self.record, self._asked)
 
     @property
     def finished(self) -> bool:
@@ -71,7 +74,7 @@ class Run:
         """Note the start of some uninterrupted work, and facts about where it is done, and keep others from the folder.
 
         Raises:
-            ValueError: if another process is at work there.
+            ValueError: if another process is at work there, or has finished the run, or begun another, meanwhile.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder):
@@ -80,6 +83,10 @@ class Run:
 
     @rank_zero_only
     def _begin(self, facts: Mapping[str, Any]) -> None:
+        if self.record_file.exists():
+            self._read()
+            if self.finished:
+                raise ValueError(f"another process has finished the run in {self.folder} meanwhile.")
         self._started = time.monotonic()
         self._seconds_before = self.record["seconds"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -107,6 +114,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
+    _locks.add(descriptor)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,7 +122,20 @@ def _locked(folder: Path) -> Iterator[None]:
             raise ValueError(f"another process is at work in {folder} right now.") from None
         yield
     finally:
+        _locks.remove(descriptor)
         os.close(descriptor)
+
+
+_locks: set[int] = set()
+
+
+def _leave_locks() -> None:
+    """Let go of the locks of the process that this one was forked from: they end with that one."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_leave_locks)
 
 
 def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:

@@ -85,11 +85,11 @@ def load_folder(kind: type[SavedModel], path: str | Path, network: nn.Module | N
     noun = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
     settings, weights = read_folder(path, noun)
     if set(settings) | {"network"} != set(inspect.signature(kind).parameters):
-        raise ValueError(f"{path} holds no {noun}: its settings are {', '.join(settings)}.")
+        raise ValueError(f"{path} holds no {noun}, or one of another version: its settings are {', '.join(settings)}.")
     settings["network"] = network
     try:
         if network is None:
-            # Tried without memory first: the settings may claim any size.
+            # Tried without memory first: the settings may claim any size. (Plane waves are made all the same: 2,000 at most.)
             with torch.device("meta"):
                 kind(**settings).load_state_dict(weights, assign=True)
         model = kind(**settings)

@@ -367,11 +367,14 @@ def resolved_precision(precision: str | None, device: str) -> str:
     """Return one of `PRECISIONS`: the one asked for, or bfloat16 on a GPU and float32 otherwise.
 
     Raises:
-        ValueError: as `resolved_device`, or if there is no such precision.
+        ValueError: as `resolved_device`, or if there is no such precision, on a GPU or at all.
     """
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    return precision or ("bf16-mixed" if resolved_device(device) == "gpu" else "32-true")
+    on_gpu = resolved_device(device) == "gpu"
+    if precision == "16-mixed" and not on_gpu:
+        raise ValueError("`precision` 16-mixed needs a GPU; bf16-mixed does not.")
+    return precision or ("bf16-mixed" if on_gpu else "32-true")
 
 
 @contextlib.contextmanager

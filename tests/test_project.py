@@ -98,3 +98,8 @@ def test_a_wheel_made_from_the_source_distribution_holds_every_file_of_the_packa
 def test_data_gen_is_strictly_typed():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_parts_of_data_gen_are_there_after_importing_it_alone():
+    code = "import data_gen; data_gen.lattices.basis_vectors('hexagonal'); data_gen.unit_cells.unit_cell_family; data_gen.label"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

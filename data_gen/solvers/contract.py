@@ -38,6 +38,14 @@ class Bands(NamedTuple):
     error: Float64[torch.Tensor, " sample"]
 
 
+def mode_count(shape: tuple[int, int], polarization: str) -> int:
+    """Return how many bands there are on a grid: as many as points; in TE one less where both sides are even.
+
+    There the checkered wave, which is at the end of the mesh along both axes, has no gradient.
+    """
+    return shape[0] * shape[1] - (polarization == "te" and not shape[0] % 2 and not shape[1] % 2)
+
+
 def as_tensor(epsilon: ArrayLike) -> torch.Tensor:
     """Return permittivity as a tensor, whatever holds it: numpy of any strides and byte order, torch, xarray, lists."""
     if isinstance(epsilon, torch.Tensor):

@@ -30,7 +30,8 @@ from photonic_essl.plotting import read_log
 
 RESULT = Path("experiments/results/kills.json")
 SECONDS_TO_END = 300  # for what a killed command has started: on a busy machine, an import takes minutes
-COST = ("pretraining_seconds", "seconds")  # columns of the table that differ from run to run
+# Columns of the table that differ from run to run: what it cost, and whether this file's results were committed yet.
+PER_RUN = ("pretraining_seconds", "seconds", "commit")
 UNFINISHED = ("*.part", "*.partial", "*.shard")
 PER_SITTING = {"logs", "tensorboard", "checkpoints"}  # folders of which a run has as much as it had sittings
 
@@ -105,7 +106,7 @@ def contents(folder: Path) -> Contents:
             found[name] = "there"
     for row in table.read_rows(folder / "table.csv"):
         key = " ".join(table.identity(row))
-        found[key] = [*found.get(key, []), {name: row[name] for name in row if name not in COST}]
+        found[key] = [*found.get(key, []), {name: row[name] for name in row if name not in PER_RUN}]
     return found
 
 
@@ -175,7 +176,8 @@ def shake(name: str, folder: Path, kills: int, seed: int) -> Iterator[dict[str, 
             life = min(life, time.monotonic() - begun)
         if (found := contents(again)) != expected:
             different = [key for key in {**expected, **found} if expected.get(key) != found.get(key)]
-            raise SystemExit(f"{name}: run {runs}, after {dict(done)}, differs in {', '.join(different)}")
+            first = f"{expected.get(different[0])}\nbecame\n{found.get(different[0])}"
+            raise SystemExit(f"{name}: run {runs}, after {dict(done)}, differs in {', '.join(different)}:\n{first}")
         yield {"kills": dict(done), "runs_the_same": runs, "compared": len(expected), "calm_s": round(life, 1)}
 
 

@@ -265,7 +265,11 @@ def test_two_runs_at_once_are_refused(tmp_path):
         (["level-set", "--samples", 3, "--plane-group", "p4", "--cutoff", 9], "`cutoff` must be from 1 to 8, got 9"),
         (["blob", "--samples", 3, "--bands", 0], "`bands` must be at least 1, got 0"),
         (["blob", "--samples", 3, "--k-points", 1], "`k_points` must be at least 2, for a coarser grid tells the er"),
-        (["blob", "--samples", 3, "--resolution", 4, "--bands", 17], "`bands` must be at most the number of plane w"),
+        (["blob", "--samples", 3, "--resolution", 4, "--bands", 17], "`bands` must be at most 16 on this grid"),
+        (
+            ["blob", "--samples", 3, "--resolution", 4, "--bands", 16, "--polarization", "te"],
+            "`bands` must be at most 15 on this grid",
+        ),
         (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),
         (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be from"),
         (["blob", "--samples", 3, "--keep-bands"], "`keep_bands` needs"),
@@ -294,6 +298,13 @@ def test_a_shard_that_is_damaged_in_between_is_named(tmp_path, monkeypatch):
 def test_a_folder_is_no_file_to_write(tmp_path, capsys):
     assert run_data_gen("generate", "rods", "--out", tmp_path, "--samples", 2, "--unlabelled") == 2
     assert last_line(capsys).endswith(f"{tmp_path} is a folder; give `out` the name of a file")
+
+
+def test_a_setting_may_be_a_number_of_numpys(tmp_path):
+    settings = {"samples": 1, "resolution": 8, "k_points": 3, "bands": 6, "workers": 1}
+    for name, smoothing in (("a.h5", np.float64(0.25)), ("b.h5", np.float32(0.25))):
+        data_gen.generate("rods", out=tmp_path / name, smoothing=smoothing, **settings)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
 def test_settings_that_have_made_nothing_yet_stand_in_no_ones_way(tmp_path):

@@ -45,6 +45,14 @@ def test_nor_is_that_of_a_label_smoothed_otherwise(smoothing, accuracy):
     assert 0 < off(label, fine) <= 1.1 * float(label["dos_error"])
 
 
+@pytest.mark.parametrize(("n", "smoothing"), [(25, 5e-4), (13, 5e-4), (25, 0.003)])
+def test_nor_on_a_grid_that_is_asked_for(n, smoothing):
+    cell = unit_cell_family("rods").draw(50, 1, 8).epsilon
+    settings = {"resolution": 8, "smoothing": smoothing, "bands": 10}
+    label, fine = (data_gen.label(cell, k_points=points, **settings) for points in (n, 165))
+    assert 0 < off(label, fine) <= float(label["dos_error"])
+
+
 def test_the_bend_of_bands_brings_a_label_several_times_nearer(monkeypatch):
     fine = data_gen.label(CELL, resolution=8, k_points=151, bands=12)
     corrected = data_gen.label(CELL, resolution=8, k_points=25, bands=12)

@@ -202,6 +202,7 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
         ({"batch_size": 0}, "`batch_size` must be at least 1"),
         ({"epochs": 0}, "`epochs` must be at least 1"),
         ({"precision": "bf16-true"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'bf16-t"),
+        ({"precision": "16-mixed"}, "`precision` 16-mixed needs a GPU"),
         ({"plane_waves": -1.0}, "the cutoff of plane waves must be positive, got -1"),
     ],
 )

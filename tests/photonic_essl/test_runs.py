@@ -1,4 +1,7 @@
+import os
 import re
+import signal
+import time
 
 import pytest
 
@@ -16,10 +19,32 @@ def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path):
             runs.Run(tmp_path, "finetune", {"epochs": 1}).sitting().__enter__()
     with run.sitting():
         assert len(run.record["sittings"]) == 2
+        child = os.fork()  # as workers that read images are
+        if not child:
+            time.sleep(5)
+            os._exit(0)
+    with run.sitting():
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="exists and is not the folder of a run"):
         runs.Run(tmp_path / "elsewhere", "finetune", {})
+
+
+def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
+    settings = {"epochs": 1}
+    one, same, other = (runs.Run(tmp_path, "finetune", given) for given in (settings, settings, {"epochs": 2}))
+    with one.sitting():
+        pass
+    with pytest.raises(ValueError, match="holds a run with other settings"), other.sitting():
+        pass
+    with same.sitting():
+        assert len(same.record["sittings"]) == 2
+        same.finish()
+    with pytest.raises(ValueError, match="another process has finished the run"), one.sitting():
+        pass
+    assert runs.read_record(tmp_path / "run.json") == same.record
 
 
 def test_the_precision_that_trains_is_recorded(labelled, tmp_path):

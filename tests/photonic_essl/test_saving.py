@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
+from photonic_essl import regression
 from photonic_essl.encoders import Encoder
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.saving import DIGEST, digest, load_folder, read_folder, weights_fingerprint
@@ -77,6 +78,14 @@ def test_a_changed_setting_is_refused(setting, value, folder):
     load_regressor(folder)
 
 
+def test_a_model_of_another_approximation_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(regression, "REVISION", 1)
+    Regressor("none", plane_waves=1.5, approximation=1).save_pretrained(tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="it corrects approximation 1, and this version has 2: train anew"):
+        load_regressor(tmp_path)
+
+
 def test_every_byte_of_the_weights_counts(saved, folder):
     whole = (saved / "model.safetensors").read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
@@ -119,7 +128,9 @@ def test_missing_files_and_other_kinds_are_named(saved, tmp_path):
         load_folder(Encoder, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no saved image encoder: there is no config.json"):
         load_encoder(tmp_path, "tests.photonic_essl.vision.tiny:network")
-    with pytest.raises(ValueError, match="holds no encoder: its settings are channels, encoder"):
+    with pytest.raises(
+        ValueError, match="holds no encoder, or one of another version: its settings are approximation, channels"
+    ):
         load_folder(Encoder, saved)
 
 
