@@ -122,6 +122,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise ValueError(f"another process is at work in {folder} right now.") from None
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process that is being forked may have it yet
         _locks.remove(descriptor)
         os.close(descriptor)
 

@@ -89,7 +89,7 @@ def load_folder(kind: type[SavedModel], path: str | Path, network: nn.Module | N
     settings["network"] = network
     try:
         if network is None:
-            # Tried without memory first: the settings may claim any size. (Plane waves are made all the same: 2,000 at most.)
+            # Tried without memory first: the settings may claim any size, but for plane waves, which have a bound.
             with torch.device("meta"):
                 kind(**settings).load_state_dict(weights, assign=True)
         model = kind(**settings)

@@ -19,17 +19,25 @@ def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path):
             runs.Run(tmp_path, "finetune", {"epochs": 1}).sitting().__enter__()
     with run.sitting():
         assert len(run.record["sittings"]) == 2
-        child = os.fork()  # as workers that read images are
-        if not child:
-            time.sleep(5)
-            os._exit(0)
-    with run.sitting():
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="exists and is not the folder of a run"):
         runs.Run(tmp_path / "elsewhere", "finetune", {})
+
+
+def test_a_run_that_is_killed_leaves_its_lock_to_no_process_that_it_forked(tmp_path):
+    run = runs.Run(tmp_path, "finetune", {"epochs": 1})
+    killed = os.fork()
+    if not killed:
+        with run.sitting():
+            if os.fork():  # as for workers that read images
+                time.sleep(1)
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(5)
+            os._exit(0)
+    os.waitpid(killed, 0)
+    with run.sitting():
+        assert len(runs.read_record(tmp_path / "run.json")["sittings"]) == 2
 
 
 def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
