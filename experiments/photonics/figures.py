@@ -35,7 +35,8 @@ from photonic_essl.data import load_cells
 from photonic_essl.plotting import draw_learning_curve, draw_predictions
 from photonic_essl.regression import load_regressor
 
-# Okabe and Ito's colours, with a marker each, so that curves differ without colour too.
+# Okabe and Ito's colours, with a marker each, so that curves differ without colour too. What has none, single parts of
+# few-labels, stands in the tables alone.
 STYLES = {
     "supervised": ("#000000", "o"),
     "simclr": ("#0072B2", "s"),
@@ -47,12 +48,6 @@ STYLES = {
     "published-supervised": ("#999933", "<"),
     "published": ("#44AA99", "h"),
     "few-labels": ("#882255", "*"),
-    "few-labels-69-waves": ("#888888", "1"),
-    "few-labels-197-waves": ("#888888", "2"),
-    "few-labels-rough-output": ("#888888", "3"),
-    "few-labels-squared-loss": ("#888888", "4"),
-    "few-labels-light": ("#888888", "+"),
-    "few-labels-e-simclr": ("#888888", "x"),
     "few-labels-images": ("#E69F00", "v"),
     "few-labels-surrogate": ("#56B4E9", "X"),
 }
@@ -91,6 +86,8 @@ def _draw_panel(ax: Axes, means: pd.DataFrame) -> None:
             style = {"color": BASELINE_COLOUR, "linestyle": BASELINE_LINES[recipe], "label": NAMES[recipe]}
             draw_learning_curve(labels, mean, ax, **style)
             continue
+        if recipe not in STYLES:
+            continue
         colour, marker = STYLES[recipe]
         style = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.5, "label": NAMES[recipe]}
         draw_learning_curve(labels, mean, ax, deviation=deviation, **style)
@@ -99,7 +96,7 @@ def _draw_panel(ax: Axes, means: pd.DataFrame) -> None:
 def draw_labels_saved(rows: pd.DataFrame) -> Figure:
     """Draw how many labels each network needs to equal the yardstick at the largest number of labels."""
     needed, equal = labels_needed(rows), NAMES[yardstick(rows)]
-    needed = needed[needed["recipe"].isin(NETWORKS)]
+    needed = needed[needed["recipe"].isin([name for name in NETWORKS if name in STYLES])]
     datasets = list(needed["dataset"].unique())
     if not datasets:
         raise ValueError(f"the table has no rows of {equal}, which others would have to equal")
