@@ -315,6 +315,18 @@ def test_what_does_not_fit_is_not_appended_and_the_file_stays(change, message, t
     assert path.read_bytes() == before
 
 
+def test_what_the_readers_stumble_over_is_one_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    append_to_dataset(path, arrays(1), **kind())
+
+    def stumble(*_):
+        raise RuntimeError("unable to\nread an attribute")
+
+    monkeypatch.setattr("data_gen.dataset._check_stored", stumble)
+    with pytest.raises(ValueError, match=f"^{path} is damaged .*unable to read an attribute"):
+        data_gen.open_dataset(path)
+
+
 def test_an_append_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "a.h5"
     append_to_dataset(path, arrays(1), **kind())

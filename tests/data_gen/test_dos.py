@@ -143,7 +143,7 @@ def test_points_above_the_bands_are_marked():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"smoothing": 0}, "`smoothing` must be a number from 0.0001 to 1"),
+        ({"smoothing": 0}, "`smoothing` must be a number from 0.0001 to less than 1"),
         ({"smoothing": "wide"}, "`smoothing` must be"),
         ({"epsilon_mean": -1.0}, "`epsilon_mean` must be positive"),
         ({"frequency": np.array([0.3, 0.2])}, "`frequency` must be one ascending list"),

@@ -181,6 +181,16 @@ def test_what_a_killed_writer_left_is_overwritten(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_of_our_own_is_no_failed_cell(tmp_path, monkeypatch):
+    def broken(cells, **settings):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(generation, "label_cells", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        data_gen.generate("rods", out=tmp_path / "a.h5", samples=1, resolution=8, k_points=3, workers=1)
+    assert not (tmp_path / "a.h5").exists()
+
+
 def not_converging():
     raise ConvergenceError("no convergence")
 

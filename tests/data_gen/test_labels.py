@@ -5,6 +5,7 @@ import torch
 import data_gen
 from data_gen import dos, labels
 from data_gen.labels import AccuracyError, LabelSettings, distance, label_cells
+from data_gen.solvers.contract import SolverError
 from data_gen.unit_cells import unit_cell_family
 
 CELL = unit_cell_family("blob").draw(0, 6, 8).epsilon
@@ -51,6 +52,11 @@ def test_nor_on_a_grid_that_is_asked_for(n, smoothing):
     settings = {"resolution": 8, "smoothing": smoothing, "bands": 10}
     label, fine = (data_gen.label(cell, k_points=points, **settings) for points in (n, 165))
     assert 0 < off(label, fine) <= float(label["dos_error"])
+
+
+def test_a_grid_that_cannot_hold_a_label_says_so():
+    with pytest.raises(SolverError, match="cell 0: all 2 bands that there are do not cover the density up to"):
+        data_gen.label(np.ones((1, 2)), k_points=4)
 
 
 def test_the_bend_of_bands_brings_a_label_several_times_nearer(monkeypatch):

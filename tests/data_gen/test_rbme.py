@@ -210,6 +210,23 @@ def test_never_returns_what_has_not_converged(monkeypatch):
         solve_bands(cells, GENERIC, tolerance=1e-9)
     with pytest.raises(ConvergenceError, match="cell 0: estimated relative error"):
         solve_bands(level_set(4, seed=0)[None], GENERIC, bands=4, tolerance=1.2e-11)  # rounding alone is 1e-11
+    solve_reduced = rbme._solve_reduced
+
+    def doubtful(answer, cells, *arguments):
+        solve_reduced(answer, cells, *arguments)
+        answer.error[cells] = 2e-6
+
+    monkeypatch.setattr(rbme, "_solve_reduced", doubtful)
+    with pytest.raises(ConvergenceError, match=r"cell 0: estimated relative error 2\.0e-06, over `tolerance` 1e-06"):
+        solve_bands(cells[:1], GENERIC, tolerance=1e-6)
+
+
+def test_there_are_no_more_bands_than_modes():
+    cell = level_set(4, seed=0)[None]
+    for polarization, most in (("tm", 16), ("te", 15)):
+        assert solve_bands(cell, GENERIC, bands=most, polarization=polarization).frequency.shape[2] == most
+        with pytest.raises(ValueError, match="`bands` must be"):
+            solve_bands(cell, GENERIC, bands=most + 1, polarization=polarization)
 
 
 @pytest.mark.parametrize("thin", [1, 2])

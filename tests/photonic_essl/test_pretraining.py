@@ -335,6 +335,7 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"recipe": "e-barlow", "temperature": 1.0}, "this recipe has no temperature"),
         ({"precision": "exact"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'exact'"),
         ({"devices": 0}, "`devices` must be at least 1, got 0"),
+        ({"encoder": "none"}, "the encoder `none` has no weights to pre-train"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(settings, message, unlabelled, tmp_path):
@@ -349,6 +350,9 @@ def test_an_unlabelled_or_too_small_file_is_no_probe(unlabelled, labelled, tmp_p
     few = write_cells(tmp_path / "few.nc", 3)
     with pytest.raises(ValueError, match="a probe needs at least 4 labelled cells, got 3"):
         pretrain(unlabelled, tmp_path / "run", probe=few, **SMALL)
+    other = write_cells(tmp_path / "other.nc", 8, grid=(16, 16))
+    with pytest.raises(ValueError, match=r"the cells to probe with have a grid of \(16, 16\), those of"):
+        pretrain(unlabelled, tmp_path / "run", probe=other, **SMALL)
     with pytest.raises(ValueError, match="`probe_every` must be at least 1, got 0"):
         pretrain(unlabelled, tmp_path / "run", probe=labelled, probe_every=0, **SMALL)
     assert not (tmp_path / "run").exists()
