@@ -30,7 +30,7 @@ from photonic_essl.plotting import read_log
 
 RESULT = Path("experiments/results/kills.json")
 SECONDS_TO_END = 300  # for what a killed command has started: on a busy machine, an import takes minutes
-# Columns of the table that differ from run to run: what it cost, and whether this file's results were committed yet.
+# Columns of the table that differ from run to run: what it cost, and the commit, which RESULT makes a dirty one.
 PER_RUN = ("pretraining_seconds", "seconds", "commit")
 UNFINISHED = ("*.part", "*.partial", "*.shard")
 PER_SITTING = {"logs", "tensorboard", "checkpoints"}  # folders of which a run has as much as it had sittings

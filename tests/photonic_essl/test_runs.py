@@ -29,12 +29,14 @@ def test_a_run_that_is_killed_leaves_its_lock_to_no_process_that_it_forked(tmp_p
     run = runs.Run(tmp_path, "finetune", {"epochs": 1})
     killed = os.fork()
     if not killed:
-        with run.sitting():
-            if os.fork():  # as for workers that read images
-                time.sleep(1)
-                os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(5)
-            os._exit(0)
+        try:
+            with run.sitting():
+                if os.fork():  # as for workers that read images
+                    time.sleep(1)
+                    os.kill(os.getpid(), signal.SIGKILL)
+                time.sleep(5)
+        finally:
+            os._exit(0)  # never back into the tests
     os.waitpid(killed, 0)
     with run.sitting():
         assert len(runs.read_record(tmp_path / "run.json")["sittings"]) == 2
