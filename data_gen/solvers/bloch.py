@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Complex128, Float64
 
 from data_gen.lattices import reciprocal_vectors
+from data_gen.solvers.contract import mode_count
 from data_gen.solvers.waves import StandingWaves
 
 # Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
@@ -211,8 +212,8 @@ class TransverseElectric(BlochOperator):
         self.highest = eigenvalues.amax((1, 2, 3))
         # Of the highest frequency along both axes neither sine nor gradient lies on the points of a mesh that is even
         # along both: it is left out.
-        self.checkered = grid.shape[0] % 2 == grid.shape[1] % 2 == 0
-        self.dimension = grid.points - self.checkered
+        self.dimension = mode_count(grid.shape, "te")
+        self.checkered = self.dimension < grid.points
 
     def mass(self) -> Float64[torch.Tensor, "sample x y"]:
         return torch.ones_like(self.turned[..., 0, 0])
