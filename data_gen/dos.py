@@ -68,7 +68,8 @@ def density_of_states(
         which points the computed bands cover: above, the density lacks states of bands that were not computed.
 
     Raises:
-        ValueError: if the wavevectors are not the n × n grid, or an argument is out of its range.
+        ValueError: if the wavevectors are not the n × n grid, an argument is out of its range, or no band rises above
+            zero frequency, of which "published" smoothing would be a fraction.
     """
     check_smoothing(smoothing)
     frequency = scaled_frequencies() if frequency is None else np.asarray(frequency, dtype=np.float64)
@@ -141,6 +142,9 @@ def integrate(
 
     Returns:
         D/n, and the covered scaled frequency.
+
+    Raises:
+        ValueError: if "published" smoothing is asked for, and no band of a cell rises above zero frequency.
     """
     count = max(1, STATES_AT_ONCE // frequency[0].numel())
     if len(frequency) > count:
@@ -153,6 +157,11 @@ def integrate(
     half_width = half_widths(group_velocity, n, basis)
     if isinstance(smoothing, str):
         width = PUBLISHED_SMOOTHING * frequency.amax(dim=(1, 2)) * index
+        if not (width > 0).all():
+            raise ValueError(
+                '`smoothing` "published" is a fraction of the highest frequency, which for the lowest band at Γ alone '
+                "is 0: it takes more bands or wavevectors."
+            )
         range_in_widths = 1.0 / PUBLISHED_SMOOTHING
     else:
         frequency = frequency + bend(group_velocity, n, basis)

@@ -82,7 +82,8 @@ def predict(
         found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
     with new_hdf5_file(out) as new, h5netcdf.File(new, "w") as file:
         found.dump_to_store(H5NetCDFStore(file))
-    print(f"Predictions for {found.sizes.get('sample', 1)} cells written to {out}.")
+    count = found.sizes.get("sample", 1)
+    print(f"Predictions for {count} {'cell' if count == 1 else 'cells'} written to {out}.")
     return found
 
 

@@ -156,6 +156,11 @@ def test_bad_arguments_are_refused(change, message):
         density_of_states(empty_lattice(5, 1.0), **{"epsilon_mean": 1.0, **change})
 
 
+def test_published_smoothing_of_zero_width_is_refused():
+    with pytest.raises(ValueError, match="the lowest band at Γ alone"):
+        density_of_states(empty_lattice(1, 1.0).isel(band=[0]), epsilon_mean=1.0, smoothing="published")
+
+
 def test_wavevectors_off_the_grid_are_refused():
     bands = empty_lattice(5, 1.0)
     bands["wavevector"] = bands["wavevector"] + 0.01
