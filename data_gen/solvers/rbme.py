@@ -111,7 +111,8 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         answer.error[pending] = error
         done = error <= _BASIS_SHARE * tolerance
         _solve_reduced(answer, pending[done], reduction.select(done), error[done], zone, tolerance)
-        reductions.append((pending[done], reduction.select(done)))
+        if bool(done.any()):
+            reductions.append((pending[done], reduction.select(done)))
         pending, reduction = pending[~done], reduction.select(~done)
         if not len(pending):
             break

@@ -21,7 +21,7 @@ from data_gen.verification import verify
 from experiments.photonics.figures import markdown
 from experiments.photonics.splits import check_disjoint
 from photonic_essl.finetuning import finetune
-from photonic_essl.metrics import SCORED, empty_lattice, relative_errors
+from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_errors
 from photonic_essl.regression import SHIPPED, Regressor
 
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
@@ -80,18 +80,22 @@ def train(splits: dict[str, Path], out: Path, epochs: int | None) -> Regressor:
 
 def measure(model: Regressor, folder: Path) -> pd.DataFrame:
     """Return errors and properties of the test cells, one a row; the test split is read here alone."""
-    found = []
-    for name in FAMILIES:
-        with open_dataset(folder / f"test-{name}.h5") as dataset:
-            cells = dataset.isel(sample=dataset["status"].values == STATUS_SOLVED)
-            epsilon, true = cells["epsilon"].values, cells["dos"].values[:, :400]
-        predicted = model.predict_interval(epsilon, COVERAGE)
-        within = (predicted["lowest"].values <= true) & (true <= predicted["highest"].values)
-        lowest, highest = epsilon.min((1, 2)), epsilon.max((1, 2))
-        guess = np.broadcast_to(empty_lattice()[:400], true.shape)
-        waves = model.approximations(torch.from_numpy(epsilon)[:, None]).numpy() + empty_lattice()[:400]
-        columns = {
-            "family": name,
+    parts = [measure_file(model, folder / f"test-{name}.h5").assign(family=name) for name in FAMILIES]
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_file(model: Regressor, test: Path) -> pd.DataFrame:
+    """Return errors and properties of the solved cells of one file, one a row."""
+    with open_dataset(test) as dataset:
+        cells = dataset.isel(sample=dataset["status"].values == STATUS_SOLVED)
+        epsilon, true = cells["epsilon"].values, cells["dos"].values[:, :PREDICTED]
+    predicted = model.predict_interval(epsilon, COVERAGE)
+    within = (predicted["lowest"].values <= true) & (true <= predicted["highest"].values)
+    lowest, highest = epsilon.min((1, 2)), epsilon.max((1, 2))
+    guess = np.broadcast_to(empty_lattice()[:PREDICTED], true.shape)
+    waves = model.approximations(torch.from_numpy(epsilon)[:, None]).numpy() + guess
+    return pd.DataFrame(
+        {
             "error": relative_errors(predicted["dos"], true),
             "plane waves": relative_errors(waves, true),
             "empty lattice": relative_errors(guess, true),
@@ -99,8 +103,7 @@ def measure(model: Regressor, folder: Path) -> pd.DataFrame:
             "contrast": highest / lowest,
             "fill": (epsilon.mean((1, 2)) - lowest) / (highest - lowest),
         }
-        found.append(pd.DataFrame(columns))
-    return pd.concat(found, ignore_index=True)
+    )
 
 
 def card(cells: pd.DataFrame, sizes: dict[str, int]) -> str:
