@@ -86,19 +86,26 @@ def make(plan: DatasetPlan, folder: Path, results: Path, workers: int = 1) -> No
     (folder / plan.name).mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         for kind in ([UNLABELLED] if split == UNLABELLED else []) + plan.labelled.get(split, []):
-            _generate(plan, plan.file(folder, split, kind), split, kind, workers)
+            settings = {"unlabelled": True} if kind == UNLABELLED else plan.labels[kind]
+            drawn = {"samples": plan.samples[split], "seed": plan.seeds[split]}
+            generate_what_can_be(plan.family, plan.file(folder, split, kind), **drawn, workers=workers, **settings)
     check_files(plan, folder)
     if plan.verified and not results.exists():
         _verify(plan, plan.file(folder, "test"), results)
 
 
-def _generate(plan: DatasetPlan, out: Path, split: str, kind: str, workers: int) -> None:
-    """Make one file; cells that cannot be labelled are named, and left out by whoever reads the file."""
-    settings = {"unlabelled": True} if kind == UNLABELLED else plan.labels[kind]
+def generate_what_can_be(family: str, out: Path, **settings: Any) -> None:
+    """Make a file; cells that cannot be labelled are counted aloud, and left out by whoever reads the file.
+
+    Raises:
+        RuntimeError: if there is no file in the end.
+    """
     try:
-        generate(plan.family, out=out, samples=plan.samples[split], seed=plan.seeds[split], workers=workers, **settings)
+        generate(family, out=out, **settings)
     except RuntimeError as error:
-        print(f"{out}: {error}; the study goes on without them", flush=True)
+        if not out.exists():
+            raise
+        print(f"{out}: {error}; they are left out", flush=True)
 
 
 def check_files(plan: DatasetPlan, folder: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 import xarray as xr
 
 from data_gen.dataset import STATUS_SOLVED, open_dataset, replaced_when_complete
-from data_gen.generation import generate
 from data_gen.verification import verify
+from experiments.photonics.datasets import generate_what_can_be
 from experiments.photonics.figures import markdown
 from experiments.photonics.splits import check_disjoint
 from photonic_essl.finetuning import finetune
@@ -46,12 +46,8 @@ def make_data(folder: Path, cells: dict[str, int], workers: int) -> dict[str, Pa
     for split, mixed in splits.items():
         parts = [folder / f"{split}-{name}.h5" for name in FAMILIES]
         for part, (family, options) in zip(parts, FAMILIES.values()):
-            try:
-                generate(family, out=part, samples=cells[split], seed=SEEDS[split], workers=workers, **options)
-            except RuntimeError as error:
-                if not part.exists():
-                    raise
-                print(f"{part}: {error}; they are left out")
+            drawn = {"samples": cells[split], "seed": SEEDS[split]}
+            generate_what_can_be(family, part, **drawn, workers=workers, **options)
         if not mixed.exists():
             mix(parts, mixed)
     for name in FAMILIES:
