@@ -122,6 +122,7 @@ def finetune(
         weight_decay=weight_decay,
     )
     augmentation = augmentation_group(cells, family, invariance or (None if family else settings.get("invariance")))
+    physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
     run = Run(
         out,
         "finetune",
@@ -130,7 +131,7 @@ def finetune(
             "encoder": name,
             **settings,
             "invariance": augmentation.name,
-            "approximation": REVISION if settings["plane_waves"] else None,
+            "approximation": REVISION.get(physics["polarization"]) if settings["plane_waves"] else None,
             "labels": labels,
             "label_seed": label_seed,
             "seed": seed,
@@ -143,7 +144,6 @@ def finetune(
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_regressor(out, own_network(name, cells.grid))
-    physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
     shape = {key: settings[key] for key in ("head", "smoothing", "plane_waves")}
     if start:
         shape["permittivity_range"] = encoder_of(start).permittivity_range

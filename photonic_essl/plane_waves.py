@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Complex64, Float, Float32, Int64
 from torch import Tensor, nn
 
+from photonic_essl.interfaces import along, mean_inverse
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
 
-REVISION = 2
+REVISION = {"tm": 2, "te": 3}
 """Another whenever the approximation becomes another: models, runs and tables tell which they rest on."""
 
 WAVEVECTORS, FINE_WAVEVECTORS = 6, 72
@@ -71,28 +72,33 @@ class PlaneWaves(nn.Module):
         lattice = torch.eye(2, dtype=torch.float64, device="cpu") if lattice is None else lattice.double().cpu()
         reciprocal = torch.linalg.inv(lattice).T
         waves = _waves(cutoff, reciprocal, grid)
-        self.polarization = polarization
+        self.polarization, self.lattice = polarization, lattice
         area = abs(float(torch.linalg.det(lattice)))
         # Twice as many as a uniform cell has below the highest frequency that is predicted; as many above them are
-        # folded into these, and whole shells of waves that hold half as many again are solved first.
+        # folded into these, and whole shells of waves that hold half as many again are solved first. In TE, whose
+        # waves couple more strongly, twice that.
         self.states = min(2 * math.ceil(math.pi * FREQUENCIES[PREDICTED] ** 2 * area), len(waves))
-        self.improved = min(2 * self.states, len(waves))
+        more = self.states * {"tm": 1, "te": 2}[polarization]
+        self.improved = min(2 * more, len(waves))
         length = (waves.double() @ reciprocal).norm(dim=1)
-        self.inner = int((length <= length[: 3 * self.states][-1] + 1e-9).sum())
+        self.inner = int((length <= length[: 3 * more][-1] + 1e-9).sum())
         wavevectors, offsets = _wavevectors(reciprocal)
-        x, y = (offsets @ reciprocal).float().unbind(-1)
         constants = {
             "differences": (waves[:, None] - waves) % torch.tensor(grid, device="cpu"),
+            "waves": (waves.double() @ reciprocal).float(),
+            "wavevectors": (wavevectors @ reciprocal).float(),
             "momenta": ((waves + wavevectors[:, None]) @ reciprocal).float(),
-            "monomials": torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1),
+            "offsets": (offsets @ reciprocal).float(),
             "kernel": _smoothing_kernel(),
         }
         for name, values in constants.items():
             self.register_buffer(name, values, persistent=False)
         at_one = 2 * len(offsets) * self.states**2 + 3 * len(waves) * self.improved
+        whole = 2
         if polarization == "te":
-            at_one += 3 * len(waves) ** 2
-        complex_numbers = len(wavevectors) * at_one + 2 * len(waves) ** 2
+            at_one += 3 * len(waves) * (len(waves) + self.improved)
+            whole = 14
+        complex_numbers = len(wavevectors) * at_one + whole * len(waves) ** 2
         self.batch = max(1, BYTES_AT_ONCE // (8 * complex_numbers))
         uniform = self._density(torch.ones(1, *grid, device="cpu"))
         # A cell of another area than a² has more or fewer states than the empty lattice that regressors start from.
@@ -125,67 +131,99 @@ class PlaneWaves(nn.Module):
         histogram.scatter_add_(1, below.long() + 1, part)
         # The last point holds all states that lie beyond.
         histogram[:, -1] = 0
-        return histogram @ self.kernel / (len(self.momenta) * len(self.monomials))
+        return histogram @ self.kernel / (len(self.wavevectors) * len(self.offsets))
 
     def _scaled_frequencies(self, epsilon: Float32[Tensor, "batch x y"]) -> Float32[Tensor, "batch state"]:
         """Return ωn of the lowest states at all wavevectors."""
         relative = epsilon / epsilon.mean((1, 2), keepdim=True)  # its ω is the cell's ωn
-        coefficients = torch.fft.fft2(relative.to(torch.complex64), norm="forward")
-        matrix = coefficients[:, self.differences[..., 0], self.differences[..., 1]]
-        solved = self._tm(matrix) if self.polarization == "tm" else self._te(matrix)
-        nearby = self.monomials @ torch.view_as_real(_polynomial(*solved, self.states)).flatten(3)
-        nearby = torch.view_as_complex(nearby.unflatten(3, (self.states, self.states, 2)))
+        solved = self._tm(relative) if self.polarization == "tm" else self._te(relative)
+        nearby = _evaluated(_polynomial(*solved, self.states), self.offsets)
         return _diagonalised(torch.linalg.eigvalsh, nearby).clamp(min=0).sqrt().flatten(1)
 
-    def _tm(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> "_Projected":
+    def _matrix(self, field: Float32[Tensor, "batch x y"]) -> Complex64[Tensor, "batch wave wave"]:
+        """Return what multiplies plane waves by a field."""
+        coefficients = torch.fft.fft2(field.to(torch.complex64), norm="forward")
+        return coefficients[:, self.differences[..., 0], self.differences[..., 1]]
+
+    def _tm(self, cells: Float32[Tensor, "batch x y"]) -> "_Projected":
         """Solve |k + G|² E = ω² ε E."""
-        inner, momenta = self.inner, self.momenta
+        epsilon, inner, momenta = self._matrix(cells), self.inner, self.momenta
         inverse = _inverse_root(epsilon[:, :inner, :inner])[:, None]
         scaled = inverse * momenta[:, :inner].norm(dim=-1)[:, None]
         squares, states = (part[..., : self.improved] for part in _diagonalised(torch.linalg.eigh, scaled @ scaled.mH))
         stiffness = momenta.square().sum(-1)[..., None]
         fields = (epsilon[:, None, :, :inner] @ (inverse.mH @ states)) * squares[..., None, :] / stiffness
+        own = fields.mH @ fields
         return _Projected(
             mass=fields.mH @ (epsilon[:, None] @ fields),
             stiffness=fields.mH @ (stiffness * fields),
             linear=[2 * fields.mH @ (p[..., None] * fields) for p in momenta.unbind(-1)],
-            quadratic=fields.mH @ fields,
+            quadratic=[own, torch.zeros_like(own), own],
         )
 
-    def _te(self, epsilon: Complex64[Tensor, "batch wave wave"]) -> "_Projected":
-        """Solve (k + G)·η(G, G')·(k + G') H = ω² H, where η is the inverse of the matrix of ε."""
-        inner, momenta = self.inner, self.momenta.unbind(-1)
-        few, all_waves = (_inverse(part)[:, None] for part in (epsilon[:, :inner, :inner], epsilon))
-        stiffness = sum(p[:, :inner, None] * few * p[:, None, :inner] for p in momenta)
-        squares, states = _diagonalised(torch.linalg.eigh, stiffness)
+    def _te(self, cells: Float32[Tensor, "batch x y"]) -> "_Projected":
+        """Solve (k + G)·ζ(G, G')·(k + G') H = ω² H."""
+        inner, operator = self.inner, self._te_operator(cells)
+        few = _evaluated(operator[..., :inner, :inner], self.wavevectors)
+        squares, states = _diagonalised(torch.linalg.eigh, few)
         states = (states * squares[..., None, :])[..., : self.improved]
-        states = nn.functional.pad(states, (0, 0, 0, len(self.differences) - inner))
-        stiffness = sum(p[..., None] * all_waves * p[:, None] for p in momenta)
-        fields = torch.cholesky_solve(states, torch.linalg.cholesky(stiffness))
-        image = all_waves @ fields
-        linear = [fields.mH @ (all_waves @ (p[..., None] * fields)) for p in momenta]
+        states = nn.functional.pad(states, (0, 0, 0, len(self.waves) - inner))
+        fields = torch.cholesky_solve(states, torch.linalg.cholesky(_evaluated(operator, self.wavevectors)))
+        columns = fields.transpose(1, 2).flatten(2)
+        images = [(part @ columns).unflatten(2, (-1, self.improved)).transpose(1, 2) for part in operator.unbind(1)[1:]]
+        x, y, xx, xy, yy = (fields.mH @ image for image in images)
+        k_x, k_y = self.wavevectors[..., None, None].unbind(1)
         return _Projected(
             mass=fields.mH @ fields,
             stiffness=fields.mH @ states,
-            linear=[part + part.mH for part in linear],
-            quadratic=fields.mH @ image,
+            linear=[x + 2 * k_x * xx + k_y * xy, y + k_x * xy + 2 * k_y * yy],
+            quadratic=[xx, xy, yy],
+        )
+
+    def _te_operator(self, cells: Float32[Tensor, "batch x y"]) -> Complex64[Tensor, "batch 6 wave wave"]:
+        """Return (k + G)·ζ(G, G')·(k + G') as coefficients of 1, k_x, k_y, k_x², k_x k_y and k_y².
+
+        Along an interface D jumps as ε does and E = D/ε is continuous, so that few waves give E as the inverse of the
+        matrix of ε; across it D is continuous, and E that of 1/ε: L. Li, J. Opt. Soc. Am. A 13 (1996) 1870, with a field
+        that tells one from the other as in E. Popov and M. Nevière, J. Opt. Soc. Am. A 18 (2001) 2886. E across an
+        interface goes with the gradient of H along it. The projector stands there as two roots, around the jump: so ζ
+        is positive.
+        """
+        inverse = _inverse(self._matrix(cells))
+        jump = self._matrix(mean_inverse(cells)) - inverse
+        xx, xy, yy = (self._matrix(part) for part in along(cells, self.lattice).unbind(1))
+        by_xx, by_xy, by_yy = (jump @ part for part in (xx, xy, yy))
+        xx, xy, yy = inverse + xx @ by_xx + xy @ by_xy, xx @ by_xy + xy @ by_yy, inverse + xy @ by_xy + yy @ by_yy
+        x, y = self.waves.unbind(1)
+        by_x, by_y = xx * x + xy * y, xy.mH * x + yy * y  # ζ·G'
+        return torch.stack(
+            [x[:, None] * by_x + y[:, None] * by_y, by_x + by_x.mH, by_y + by_y.mH, xx, xy + xy.mH, yy], 1
         )
 
 
 class _Projected(NamedTuple):
-    """An operator of k + q, `stiffness + q·linear + q² quadratic`, and `mass`, in a few fields at each k.
+    """An operator of k + q and `mass`, in a few fields at each k.
 
-    Each is `(batch, k, field, field)`; `linear` has one along x and one along y.
+    It is `stiffness`, q_x and q_y times `linear`, and q_x², q_x q_y and q_y² times `quadratic`; each is
+    `(batch, k, field, field)`.
     """
 
     mass: Tensor
     stiffness: Tensor
     linear: list[Tensor]
-    quadratic: Tensor
+    quadratic: list[Tensor]
+
+
+def _evaluated(polynomial: Tensor, place: Float32[Tensor, "place 2"]) -> Complex64[Tensor, "*batch place n n"]:
+    """Return matrices `(*batch, 6, n, n)`, coefficients of 1, x, y, x², xy and y², summed up at each place (x, y)."""
+    x, y = place.unbind(1)
+    monomials = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y], 1)
+    values = monomials @ torch.view_as_real(polynomial).flatten(-3)
+    return torch.view_as_complex(values.unflatten(-1, (*polynomial.shape[-2:], 2)))
 
 
 def _polynomial(
-    mass: Tensor, stiffness: Tensor, linear: list[Tensor], quadratic: Tensor, states: int
+    mass: Tensor, stiffness: Tensor, linear: list[Tensor], quadratic: list[Tensor], states: int
 ) -> Complex64[Tensor, "batch k 6 {states} {states}"]:
     """Return the operator in its lowest states at k, as coefficients of 1, x, y, x², xy and y², q = (x, y).
 
@@ -194,7 +232,7 @@ def _polynomial(
     inverse = _inverse_root(mass)
     squares, modes = _diagonalised(torch.linalg.eigh, inverse @ stiffness @ inverse.mH)
     modes = inverse.mH @ modes
-    x, y, quadratic = (modes.mH @ part @ modes for part in (*linear, quadratic))
+    x, y, xx, xy, yy = (modes.mH @ part @ modes for part in (*linear, *quadratic))
     gap = squares[..., None, states:] - squares[..., :states, None]
     weight = -gap / (gap.square() + NARROWEST_GAP**2)
 
@@ -202,10 +240,10 @@ def _polynomial(
         up, down = first[..., :states, states:], second[..., states:, :states]
         return ((weight * up) @ down + up @ (weight.mT * down)) / 2
 
-    x_states, y_states, own = (part[..., :states, :states] for part in (x, y, quadratic))
-    constant = torch.diag_embed(squares[..., :states]).to(own.dtype)
-    xx, xy, yy = own + folded(x, x), folded(x, y) + folded(y, x), own + folded(y, y)
-    return torch.stack([constant, x_states, y_states, xx, xy, yy], 2)
+    constant = torch.diag_embed(squares[..., :states]).to(x.dtype)
+    x_states, y_states, xx, xy, yy = (part[..., :states, :states] for part in (x, y, xx, xy, yy))
+    second = xx + folded(x, x), xy + folded(x, y) + folded(y, x), yy + folded(y, y)
+    return torch.stack([constant, x_states, y_states, *second], 2)
 
 
 def _diagonalised(solver: Callable[[Tensor], Any], matrices: Complex64[Tensor, "*batch n n"]) -> Any:

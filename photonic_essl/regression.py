@@ -53,7 +53,8 @@ class Regressor(
         invariance: name of the group over whose copies of a cell predictions are averaged.
         polarization: of the densities of states, tm or te.
         lattice: lattice vectors of the cells, one a row.
-        approximation: which revision of the plane waves' approximation the head corrects: that of this version.
+        approximation: which revision of the plane waves' approximation the head corrects: that of this version, which
+            is also what is saved where none is given.
         network: the encoder's network where it is not one of the presets; its code is not saved.
     """
 
@@ -69,12 +70,15 @@ class Regressor(
         invariance: str = "identity",
         polarization: str = "tm",
         lattice: Sequence[Sequence[float]] = ((1.0, 0.0), (0.0, 1.0)),
-        approximation: int = REVISION,
+        approximation: int | None = None,
         network: nn.Module | None = None,
     ):
         super().__init__()
-        if plane_waves and approximation != REVISION:
-            raise ValueError(f"it corrects approximation {approximation}, and this version has {REVISION}: train anew.")
+        if plane_waves:
+            current = REVISION.get(polarization)
+            if approximation not in (None, current):
+                raise ValueError(f"it corrects approximation {approximation}, this version has {current}: train anew.")
+            self._hub_mixin_config["approximation"] = current
         if plane_waves and channels != 1:
             raise ValueError(f"plane waves are of one channel, ε, got {channels} channels.")
         if not 0 <= smoothing <= WIDEST_SMOOTHING:

@@ -51,7 +51,7 @@ def recipe_settings(recipe: str, encoder: str) -> str:
     if recipe == PLANE_WAVES:
         resolved["cutoff"] = load_recipe(FEW_LABELS, "none")["plane_waves"]
     if recipe == PLANE_WAVES or any(settings.get("plane_waves") for settings in resolved.values()):
-        resolved["approximation"] = REVISION
+        resolved["approximation"] = REVISION["tm"]
     if not resolved:
         return ""
     digest = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]

@@ -79,10 +79,10 @@ def test_a_changed_setting_is_refused(setting, value, folder):
 
 
 def test_a_model_of_another_approximation_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(regression, "REVISION", 1)
-    Regressor("none", plane_waves=1.5, approximation=1).save_pretrained(tmp_path)
+    monkeypatch.setattr(regression, "REVISION", {"te": 1})
+    Regressor("none", plane_waves=1.5, polarization="te").save_pretrained(tmp_path)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="it corrects approximation 1, and this version has 2: train anew"):
+    with pytest.raises(ValueError, match="it corrects approximation 1, this version has 3: train anew"):
         load_regressor(tmp_path)
 
 
