@@ -183,11 +183,10 @@ class PlaneWaves(nn.Module):
     def _te_operator(self, cells: Float32[Tensor, "batch x y"]) -> Complex64[Tensor, "batch 6 wave wave"]:
         """Return (k + G)·ζ(G, G')·(k + G') as coefficients of 1, k_x, k_y, k_x², k_x k_y and k_y².
 
-        Along an interface D jumps as ε does and E = D/ε is continuous, so that few waves give E as the inverse of the
-        matrix of ε; across it D is continuous, and E that of 1/ε: L. Li, J. Opt. Soc. Am. A 13 (1996) 1870, with a field
-        that tells one from the other as in E. Popov and M. Nevière, J. Opt. Soc. Am. A 18 (2001) 2886. E across an
-        interface goes with the gradient of H along it. The projector stands there as two roots, around the jump: so ζ
-        is positive.
+        Along an interface E = D/ε is continuous, and in few waves the inverse of the matrix of ε gives it; across it D
+        is continuous, and E is the matrix of 1/ε times D: L. Li, J. Opt. Soc. Am. A 13 (1996) 1870, with a field that
+        tells one from the other as in E. Popov and M. Nevière, J. Opt. Soc. Am. A 18 (2001) 2886. D across an interface
+        goes with the gradient of H along it. Of the projector there is a root at either side, so that ζ is positive.
         """
         inverse = _inverse(self._matrix(cells))
         jump = self._matrix(mean_inverse(cells)) - inverse
