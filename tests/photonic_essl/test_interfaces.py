@@ -82,7 +82,7 @@ def test_symmetric_copies_have_the_same_means():
 
 @pytest.mark.parametrize("cutoff", [4.5, 6.5])
 def test_layers_have_the_two_effective_permittivities_of_long_waves(cutoff):
-    """E along layers meets the mean of ε, across them the inverse of the mean of 1/ε: S. M. Rytov, JETP 2 (1956) 466."""
+    """E along layers meets the mean of ε, across them the inverse of the mean of 1/ε (S. M. Rytov, JETP 2, 466)."""
     fine, epsilon = stripes()
     plane_waves, k = PlaneWaves(cutoff, polarization="te"), 0.05
     found = _evaluated(plane_waves._te_operator(epsilon), k * torch.eye(2))
