@@ -1,6 +1,7 @@
 """What is done with a trained regressor: measure it on labelled cells, and predict."""
 
 from pathlib import Path
+from typing import Literal
 
 import h5netcdf
 import numpy as np
@@ -19,7 +20,7 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
 
     Args:
         data: labelled dataset file; its cells should be none that the model has seen.
-        model: folder of a regressor; the one that comes with the package where not given.
+        model: folder of a regressor; the one for the cells' polarization that comes with the package where not given.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
 
     Returns:
@@ -30,7 +31,7 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
     """
     cells = load_cells(data, labelled=True)
-    regressor = _load(model, encoder, cells.grid)
+    regressor = _load(model, encoder, cells.grid, cells.attributes.get("polarization"))
     regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
     errors = relative_errors(predicted["dos"], cells.dos)
@@ -47,7 +48,12 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
 
 
 def predict(
-    data: str | Path, out: str | Path, model: str | Path | None = None, *, encoder: str | None = None
+    data: str | Path,
+    out: str | Path,
+    model: str | Path | None = None,
+    *,
+    polarization: Literal["tm", "te"] | None = None,
+    encoder: str | None = None,
 ) -> xr.Dataset:
     """Predict the densities of states of cells, and write them to a netCDF file.
 
@@ -55,7 +61,8 @@ def predict(
         data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
             `(sample, x, y)`, which is taken to be of the model's lattice and polarization.
         out: netCDF file to write.
-        model: folder of a regressor; the one that comes with the package where not given.
+        model: folder of a regressor; one that comes with the package where not given.
+        polarization: of the densities of states; that of the dataset file or of the model where not given, or else tm.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
 
     Returns:
@@ -74,11 +81,15 @@ def predict(
         raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":
         epsilon = _read_array(Path(data))
-        found = predictions(_load(model, encoder, epsilon.shape[-2:]), epsilon).assign_attrs(data=str(data))
+        regressor = _load(model, encoder, epsilon.shape[-2:], polarization)
+        regressor.check_physics(polarization, regressor.lattice)
+        found = predictions(regressor, epsilon).assign_attrs(data=str(data))
     else:
         cells = load_cells(data)
-        regressor = _load(model, encoder, cells.grid)
-        regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
+        own = cells.attributes.get("polarization")
+        regressor = _load(model, encoder, cells.grid, polarization or own)
+        for asked in (polarization, own):
+            regressor.check_physics(asked, cells.lattice)
         found = predictions(regressor, cells.epsilon[:, 0].numpy()).assign_attrs(data=cells.fingerprint)
     with new_hdf5_file(out) as new, h5netcdf.File(new, "w") as file:
         found.dump_to_store(H5NetCDFStore(file))
@@ -94,9 +105,10 @@ def predictions(regressor: Regressor, epsilon: np.ndarray) -> xr.Dataset:
     return regressor.predict(epsilon).to_dataset()
 
 
-def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...]) -> Regressor:
+def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...], polarization: str | None) -> Regressor:
     """Load a regressor, building the network of the user's own that its encoder may need."""
-    return load_regressor(model, None if encoder is None else make_network(encoder, 1, grid))
+    network = None if encoder is None else make_network(encoder, 1, grid)
+    return load_regressor(model, network, polarization=polarization or "tm")
 
 
 def _read_array(path: Path) -> np.ndarray:

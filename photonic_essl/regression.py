@@ -20,8 +20,8 @@ from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
 
-SHIPPED = Path(__file__).with_name("shipped")
-"""Folder of the model that comes with the package, and of its card."""
+SHIPPED = {polarization: Path(__file__).with_name("shipped") / polarization for polarization in ("tm", "te")}
+"""Folders of the models that come with the package, and of their cards."""
 
 COPIES = 8
 """At most so many symmetric copies of a cell are predicted, and averaged."""
@@ -287,19 +287,24 @@ def dos_array(dos: Float[np.ndarray, " 400"] | Float[np.ndarray, "sample 400"]) 
     )
 
 
-def load_regressor(path: str | Path | None = None, network: nn.Module | None = None) -> Regressor:
-    """Load a model that `finetune` wrote, or the one that comes with the package.
+def load_regressor(
+    path: str | Path | None = None, network: nn.Module | None = None, *, polarization: str = "tm"
+) -> Regressor:
+    """Load a model that `finetune` wrote, or one of those that come with the package.
 
     Args:
-        path: its folder; where not given, the model for TM on the square lattice, 32 × 32 pixels, that comes with the
-            package: `photonic_essl/shipped/README.md` says how good it is, and on what.
+        path: its folder; where not given, a model for the square lattice, 32 × 32 pixels, that comes with the package:
+            `README.md` in `photonic_essl/shipped/tm` and `te` says how good it is, and on what.
         network: the encoder's network, where it is not one of the presets.
+        polarization: of the model that comes with the package, tm or te.
 
     Returns:
         The model on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no model in it.
-        ValueError: if what is there is no regressor of this package.
+        ValueError: if what is there is no regressor of this package, or the polarization is neither.
     """
-    return load_folder(Regressor, SHIPPED if path is None else path, network)
+    if path is None and polarization not in SHIPPED:
+        raise ValueError(f"`polarization` must be {' or '.join(SHIPPED)}, got {polarization!r}.")
+    return load_folder(Regressor, SHIPPED[polarization] if path is None else path, network)

@@ -1,9 +1,9 @@
-"""The model that comes with the package: trained on five families of cells, measured on cells that it has not seen.
+"""The models that come with the package: trained on five families of cells, measured on cells that they have not seen.
 
-    python -m experiments.photonics.shipped --workers 2
+    python -m experiments.photonics.shipped --polarization te --workers 2
 
-Makes the datasets, trains by the recipe `few-labels`, measures the model once on the test cells, and writes it with its
-card into the package. Stop it whenever you like: it goes on where it was.
+Makes the datasets of one polarization, trains by the recipe `few-labels`, measures the model once on the test cells,
+and writes it with its card into the package. Stop it whenever you like: it goes on where it was.
 """
 
 import argparse
@@ -40,13 +40,13 @@ CONTRASTS = (1.0, 2.0, 4.0, 8.0, 20.0)
 FILLS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def make_data(folder: Path, cells: dict[str, int], workers: int) -> dict[str, Path]:
+def make_data(folder: Path, polarization: str, cells: dict[str, int], workers: int) -> dict[str, Path]:
     """Make a file of each split, all families together, and return them by split."""
     splits = {split: folder / f"{split}.h5" for split in SEEDS}
     for split, mixed in splits.items():
         parts = [folder / f"{split}-{name}.h5" for name in FAMILIES]
         for part, (family, options) in zip(parts, FAMILIES.values()):
-            drawn = {"samples": cells[split], "seed": SEEDS[split]}
+            drawn = {"samples": cells[split], "seed": SEEDS[split], "polarization": polarization}
             generate_what_can_be(family, part, **drawn, workers=workers, **options)
         if not mixed.exists():
             mix(parts, mixed)
@@ -102,16 +102,16 @@ def measure_file(model: Regressor, test: Path) -> pd.DataFrame:
     )
 
 
-def card(cells: pd.DataFrame, sizes: dict[str, int]) -> str:
+def card(cells: pd.DataFrame, polarization: str, sizes: dict[str, int]) -> str:
     """Return the model card, in Markdown."""
     contrast = cells.groupby(pd.cut(cells["contrast"], CONTRASTS, include_lowest=True), observed=True)
     fill = cells.groupby(pd.cut(cells["fill"], FILLS, include_lowest=True), observed=True)
     whole = [("all", cells)]
     parts = [
-        "# The model that comes with photonic_essl",
-        "Predicts the density of states D/n, TM polarization, of two-dimensional photonic crystals on the square "
-        "lattice, from ε on 32 × 32 pixels, over the scaled frequency ωn below 0.96 (2πc/a), with intervals: "
-        "`photonic_essl.load_regressor()`.",
+        f"# The model for {polarization.upper()} that comes with photonic_essl",
+        f"Predicts the density of states D/n, {polarization.upper()} polarization, of two-dimensional photonic "
+        "crystals on the square lattice, from ε on 32 × 32 pixels, over the scaled frequency ωn below 0.96 (2πc/a), "
+        f'with intervals: `photonic_essl.load_regressor(polarization="{polarization}")`.',
         "## Data",
         f"Families {', '.join(FAMILIES)} (level sets of p4mm with cutoff 2), ε from 1 to 20. Of each: {sizes['pool']} "
         f"cells to train on, {sizes['validation']} to choose the epoch and calibrate the intervals, {sizes['test']} to "
@@ -126,12 +126,12 @@ def card(cells: pd.DataFrame, sizes: dict[str, int]) -> str:
         _table("contrast, highest ÷ lowest ε", contrast, _interval),
         _table("fill, area of the higher ε", fill, _interval),
         "## Where not to trust it",
-        "TE, other lattices and other grids are refused as far as the data say what they are. A contrast above 20 is "
+        "Other lattices and other grids are refused as far as the data say what they are. A contrast above 20 is "
         "warned of. Cells with features much finer, or with more materials, than those of the families above were not "
         "seen in training, nor measured. At high contrast errors are largest, above all at the edges of band gaps: "
         "solve again (`data_gen.label`) what matters.",
         "## Made by",
-        "`python -m experiments.photonics.shipped`: the recipe `few-labels`, seed 0.",
+        f"`python -m experiments.photonics.shipped --polarization {polarization}`: the recipe `few-labels`, seed 0.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -157,23 +157,27 @@ def _interval(bounds: pd.Interval) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the model that ships."""
+    """Make one of the models that ship."""
     command = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("--runs", type=Path, default=Path("runs/shipped"), help="folder of the datasets and runs")
-    command.add_argument("--out", type=Path, default=SHIPPED, help="folder of the model; in the package by default")
+    command.add_argument("--polarization", choices=SHIPPED, required=True, help="of the densities of states")
+    command.add_argument("--runs", type=Path, help="folder of the datasets and runs; by default in runs/shipped")
+    command.add_argument("--out", type=Path, help="folder of the model; in the package by default")
     command.add_argument("--workers", type=int, default=2, help="processes to solve cells with")
     command.add_argument("--cells", type=int, help="of each family and split, to try it out")
     command.add_argument("--epochs", type=int, help="of training, to try it out")
     arguments = command.parse_args(argv)
     sizes = CELLS if arguments.cells is None else dict.fromkeys(CELLS, arguments.cells)
-    arguments.runs.mkdir(parents=True, exist_ok=True)
-    splits = make_data(arguments.runs, sizes, arguments.workers)
-    model = train(splits, arguments.runs / "model", arguments.epochs)
-    cells = measure(model, arguments.runs)
-    model.save_pretrained(arguments.out)
-    (arguments.out / "README.md").write_text(card(cells, sizes))
-    cells.to_csv(arguments.runs / "test-cells.csv", index=False)
-    print(card(cells, sizes))
+    polarization = arguments.polarization
+    runs = arguments.runs or Path("runs/shipped") / polarization
+    out = arguments.out or SHIPPED[polarization]
+    runs.mkdir(parents=True, exist_ok=True)
+    splits = make_data(runs, polarization, sizes, arguments.workers)
+    model = train(splits, runs / "model", arguments.epochs)
+    cells = measure(model, runs)
+    model.save_pretrained(out)
+    (out / "README.md").write_text(card(cells, polarization, sizes))
+    cells.to_csv(runs / "test-cells.csv", index=False)
+    print(card(cells, polarization, sizes))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def explore(*, model: Path | None = None, port: int = 8765, out: Path = Path("ex
     `photonic-essl predict` and `evaluate` run. Only this machine can reach it. Ctrl-C ends it.
 
     Args:
-        model: folder of a regressor; the one that comes with the package where not given.
+        model: folder of a regressor; those that come with the package where not given.
         port: where the page is, on 127.0.0.1; 0 for any that is free.
         out: dataset file to save to; a file that is there gets the cells at its end.
 
@@ -29,7 +29,8 @@ def explore(*, model: Path | None = None, port: int = 8765, out: Path = Path("ex
     """
     torch.set_num_threads(1)  # one cell is too little work to share, and the solver needs the other cores
     check_writable(Path(out))
-    with PageServer(port) as server, Session(SHIPPED if model is None else model, Path(out)) as session:
+    models = list(SHIPPED.values()) if model is None else [model]
+    with PageServer(port) as server, Session(models, Path(out)) as session:
         server.session = session
         print(f"The explorer is at {server.url} and saves to {out}; Ctrl-C ends it.", flush=True)
         try:

@@ -385,7 +385,7 @@ function showLegend() {
     $("legend").append(item);
   }
   $("model").textContent = model
-    ? `Model ${model.folder}: ${model.polarization.toUpperCase()}${model.family ? `, trained on family ${model.family}` : ""}` +
+    ? `Model ${model.folders.join(" and ")}: ${model.polarizations.join(", ").toUpperCase()}${model.family ? `, trained on family ${model.family}` : ""}` +
       (model.interval ? "; 90 % of true values lie in its interval, for cells like those that it was validated on." : ".")
     : "No model was given, so there are no predictions.";
   $("out").textContent = `to ${catalogue.out}`;
@@ -400,7 +400,7 @@ async function start() {
   const [low, high] = catalogue.epsilon_range, {model} = catalogue;
   Object.assign($("brush"), {min: low, max: high, value: 12});
   $("brush-shown").textContent = $("brush").value;
-  if (model) state.polarization = $("polarization").value = model.polarization;
+  if (model) state.polarization = $("polarization").value = model.polarizations[0];
   if (model && model.family in catalogue.families) $("family").value = model.family;
   makeFigure();
   drawAxes(index);

@@ -1,7 +1,7 @@
 """What the explorer's page asks for: cells with their predictions, solutions, and a file to keep them in."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,19 @@ FIXED = ("frequency", "wavevector")
 
 
 class Predictor:
-    """A regressor with what its run says of the cells that it was trained on.
+    """Regressors, with what the run of the first says of the cells that it was trained on.
 
     Attributes:
-        regressor: the model.
+        regressors: the models, by polarization.
         family: of the cells, None if unknown.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.regressor: Regressor = load_regressor(folder)
-        record = read_record(folder / "run.json") if (folder / "run.json").is_file() else {}
+    def __init__(self, folders: Sequence[Path]):
+        self.folders = folders
+        models: list[Regressor] = [load_regressor(folder) for folder in folders]
+        self.regressors = {model.polarization: model for model in models}
+        self.first, file = models[0], Path(folders[0]) / "run.json"
+        record = read_record(file) if file.is_file() else {}
         self.family = (record.get("sittings") or [{}])[-1].get("family")
 
     def predict(self, epsilon: np.ndarray, lattice: np.ndarray, polarization: str) -> dict[str, Any]:
@@ -52,20 +54,21 @@ class Predictor:
             `predicted (400,)`, `lowest` and `highest` of the same shape where the model has been calibrated; or a
             `note` that says why there is none.
         """
+        regressor = self.regressors.get(polarization, self.first)
         try:
-            self.regressor.check_physics(polarization, torch.from_numpy(np.array(lattice)))
+            regressor.check_physics(polarization, torch.from_numpy(np.array(lattice)))
         except ValueError as error:
             return {"note": f"No prediction: {error}"}
-        found = predictions(self.regressor, epsilon).rename(dos="predicted")
+        found = predictions(regressor, epsilon).rename(dos="predicted")
         return {name: _listed(values.values) for name, values in found.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page says of the model."""
+        """Return what the page says of the models."""
         return {
-            "folder": str(self.folder),
+            "folders": [str(folder) for folder in self.folders],
             "family": self.family,
-            "polarization": self.regressor.polarization,
-            "interval": self.regressor.calibration.done,
+            "polarizations": list(self.regressors),
+            "interval": self.first.calibration.done,
         }
 
 
@@ -73,17 +76,17 @@ class Session:
     """What the page asks for. Every request is the JSON text of a cell, as `data_gen.explorer_worker` describes it.
 
     Args:
-        model: folder of a regressor, None for none.
+        models: folders of regressors, one for each polarization that is to be predicted.
         out: dataset file to save to.
     """
 
-    def __init__(self, model: Path | None, out: Path):
+    def __init__(self, models: Sequence[Path], out: Path):
         self.out = out
-        self.predictor = Predictor(Path(model)) if model else None
+        self.predictor = Predictor(models) if models else None
         self.drawing, self.solving, self.comparing = SolverProcess(), SolverProcess(), None
         self.solved: tuple[str, dict[str, np.ndarray]] = ("", {})
         self.choices = json.loads(str(self.drawing.ask("catalogue")["catalogue"])) | {
-            "resolution": self.predictor.regressor.encoder.grid[0] if self.predictor else 32,
+            "resolution": self.predictor.first.encoder.grid[0] if self.predictor else 32,
             "model": self.predictor and self.predictor.describe(),
             "out": str(out),
         }

@@ -6,5 +6,5 @@ from photonic_essl.explorer.session import Session
 @pytest.fixture(scope="session")
 def session(tmp_path_factory):
     """A session without a model; starting its processes takes seconds."""
-    with Session(None, tmp_path_factory.mktemp("session") / "explored.h5") as session:
+    with Session([], tmp_path_factory.mktemp("session") / "explored.h5") as session:
         yield session

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import data_gen
+from photonic_essl.explorer.session import Predictor
+from photonic_essl.regression import SHIPPED, load_regressor
 
 CELL = {"family": "gpm", "seed": 4, "index": 2, "resolution": 32, "polarization": "te"}
 
@@ -18,6 +20,18 @@ def test_without_a_model_cells_are_solved_only(session):
     assert solved["off"] is None
     assert np.shape(solved["bands"]) == (10, len(solved["position"]))
     json.dumps([drawn, solved, session.choices], allow_nan=False)
+
+
+def test_each_polarization_has_its_model():
+    predictor = Predictor(list(SHIPPED.values()))
+    assert predictor.describe()["polarizations"] == ["tm", "te"]
+    epsilon = np.where(np.arange(32) < 12, 9.0, np.ones((32, 32)))
+    for polarization in SHIPPED:
+        found = predictor.predict(epsilon, np.eye(2), polarization)
+        expected = load_regressor(polarization=polarization).predict(epsilon)
+        np.testing.assert_allclose(found["predicted"], expected, atol=1e-5)
+    only = Predictor([SHIPPED["tm"]]).predict(epsilon, np.eye(2), "te")
+    assert only == {"note": "No prediction: the model predicts TM, the cells are for TE."}
 
 
 def test_saved_is_what_was_asked_for_whatever_was_solved_last(session):
