@@ -299,7 +299,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
         dataset = xr.open_dataset(path, engine="h5netcdf", phony_dims="sort", cache=False)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a dataset file: it is damaged or of another kind ({_one_line(error)})"
+            f"{path} cannot be read as a dataset file (netCDF-4): it is damaged or of another kind ({_one_line(error)})"
         ) from None
     try:
         if cut:
@@ -340,6 +340,8 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     lattice = np.asarray(dataset.attrs["lattice"])
     if lattice.shape != (4,) or lattice.dtype.kind not in "fiu" or not np.isfinite(lattice).all():
         raise ValueError(f"{path}: `lattice` must be four finite numbers, one vector after the other, got {lattice}")
+    if (polarization := dataset.attrs.get("polarization", "tm")) not in ("tm", "te"):
+        raise ValueError(f"{path}: `polarization` must be tm or te, got {polarization!r}")
     if "dos" in dataset:
         if "frequency" not in dataset.coords:
             raise ValueError(f"{path} has `dos`, but lacks the coordinate `frequency`")

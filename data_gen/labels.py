@@ -90,8 +90,8 @@ def label(
         smoothing: standard deviation of the Gaussian in scaled frequency, or "published".
         solver: "rbme" or "mpb".
         polarization: "tm" or "te".
-        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a.
-        resolution: pixels along x, where `epsilon` is finer by a whole factor.
+        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a; see `solve`.
+        resolution: pixels along x, where `epsilon` is finer by a whole factor; see `solve`.
 
     Returns:
         Dataset with `dos (…, frequency)` in a/2πc, states per unit cell; `dos_error (…)`, the estimated distance from

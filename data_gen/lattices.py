@@ -20,7 +20,8 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
     """Return the lattice basis, one vector a row.
 
     Args:
-        lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a.
+        lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a. The vectors of the
+            hexagonal (triangular) lattice are 120° apart: (1, 0) and (-½, √3/2).
 
     Returns:
         Basis vectors, one a row, in units of a.
@@ -31,7 +32,8 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
     if isinstance(lattice, str):
         if lattice not in LATTICES:
             raise ValueError(
-                f"`lattice` must be one of {', '.join(LATTICES)} or basis vectors (2, 2), got {lattice!r}."
+                f"`lattice` must be one of {', '.join(LATTICES)} or basis vectors (2, 2), got {lattice!r} (the "
+                "triangular lattice is called hexagonal here)."
             )
         return np.array(LATTICES[lattice])
     basis = np.asarray(lattice, dtype=np.float64)
@@ -115,10 +117,12 @@ def symmetry_path(lattice: str | np.ndarray = "square", points: int = 60) -> Sym
 
 def _corners(basis: np.ndarray) -> tuple[str, np.ndarray]:
     """Return names and wavevectors of the corners of the path, in units of the reciprocal vectors."""
-    first, mixed, _, second = (basis @ basis.T).reshape(-1) / (basis[0] @ basis[0])
-    if np.isclose(second, first) and np.isclose(mixed, 0.0):
+    _, mixed, _, second = (basis @ basis.T).reshape(-1) / (basis[0] @ basis[0])
+    # Vectors that are written with three digits or more are meant to be what they are close to.
+    second, mixed = np.round((second, mixed), 3)
+    if second == 1.0 and mixed == 0.0:
         return "ΓXMΓ", np.array([(0, 0), (1 / 2, 0), (1 / 2, 1 / 2), (0, 0)])
-    if np.isclose(second, first) and np.isclose(abs(mixed), 0.5):
+    if second == 1.0 and abs(mixed) == 0.5:
         k = (1 / 3, 1 / 3) if mixed < 0 else (2 / 3, 1 / 3)
         return "ΓMKΓ", np.array([(0, 0), (1 / 2, 0), k, (0, 0)])
     return "ΓXSYΓ", np.array([(0, 0), (1 / 2, 0), (1 / 2, 1 / 2), (0, 1 / 2), (0, 0)])

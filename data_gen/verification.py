@@ -70,7 +70,10 @@ def _check_made_by_generate(file: Path, attributes: Mapping[str, Any]) -> None:
     """Refuse a file whose cells cannot be drawn, or its labels made, again."""
     needed = ("seed", "resolution", "family", *(field.name for field in fields(LabelSettings)))
     if missing := [name for name in needed if name not in attributes]:
-        raise ValueError(f"{file} was not made by `generate`: it does not say its {', '.join(missing)}")
+        raise ValueError(
+            f"{file} was not made by `generate`: it does not say its {', '.join(missing)}; have MPB solve some of your "
+            "own cells with `data_gen.solve`"
+        )
     if attributes["seed"] < 0:
         raise ValueError(f"{file} was not made by `generate`: its seed is {attributes['seed']}")
     mpb.check_grid(2 * [int(attributes["resolution"])])

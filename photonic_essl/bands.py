@@ -48,7 +48,7 @@ def band_gaps(frequency: ArrayLike, smallest: float = 0.01) -> list[Gap]:
     return [gap for gap in (Gap(*edge) for edge in edges) if gap.upper > gap.lower and gap.ratio >= smallest]
 
 
-def widest_dos_gaps(dos: ArrayLike) -> np.ndarray:
+def widest_dos_gaps(dos: ArrayLike, area: float = 1.0) -> np.ndarray:
     """Return how wide a gap each density of states shows: width over middle of its widest range without states.
 
     A range counts where D/n is below a tenth of the empty lattice's. The smoothing of a label, 0.01 in ωn, takes about
@@ -56,13 +56,14 @@ def widest_dos_gaps(dos: ArrayLike) -> np.ndarray:
 
     Args:
         dos: D/n on the first of the 500 scaled frequencies, shape `(sample, frequency)`.
+        area: of the cells, in a².
 
     Returns:
         Shape `(sample,)`, float64; 0 where no gap is seen.
     """
     dos = np.asarray(dos, dtype=np.float64)
     frequency = FREQUENCIES[: dos.shape[1]]
-    empty = np.pad(dos < WITHOUT_STATES * empty_lattice(frequency), ((0, 0), (1, 1)))
+    empty = np.pad(dos < WITHOUT_STATES * empty_lattice(frequency, area), ((0, 0), (1, 1)))
     widest = np.zeros(len(dos))
     for row, changes in enumerate(np.diff(empty.astype(np.int8), axis=1)):
         edges = zip(frequency[np.flatnonzero(changes == 1)], frequency[np.flatnonzero(changes == -1) - 1])

@@ -27,3 +27,7 @@ COMMANDS = {
 def main() -> None:
     """Run the command that the process was started with."""
     sys.exit(run("photonic-essl", COMMANDS))
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,9 @@ from jaxtyping import Float32, Float64
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from photonic_essl.metrics import FREQUENCIES, PREDICTED
 
+MEAN_TOLERANCE = 1e-3
+"""Relative; a cell that was sampled more finely than the file holds it may have a slightly different mean."""
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -47,6 +50,11 @@ class Cells:
         """Lattice vectors, one a row, in units of a."""
         return torch.as_tensor(self.attributes["lattice"], dtype=torch.float64).reshape(2, 2)
 
+    @property
+    def area(self) -> float:
+        """Area of a cell, in a²."""
+        return abs(float(torch.linalg.det(self.lattice)))
+
 
 def load_cells(path: str | Path, labelled: bool = False) -> Cells:
     """Read a dataset file into memory.
@@ -60,21 +68,31 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no dataset file, lacks the labels that are asked for, or has them on other frequencies or
-            incomplete, of too few bands; or if ε is not positive.
+        ValueError: if it is no dataset file, lacks the labels that are asked for, does not say of which polarization
+            they are, or has them on other frequencies or incomplete, of too few bands; or if ε is not positive, or its
+            mean is not what the file says.
     """
     with open_dataset(path) as dataset:
         if labelled and "dos" not in dataset:
             raise ValueError(f"{path} is unlabelled: it has no `dos`, which is needed here.")
+        if labelled and "polarization" not in dataset.attrs:
+            raise ValueError(f"{path} has labels, and must say in its attribute `polarization` whether of tm or te.")
         if labelled:
             dataset = dataset.isel(sample=np.flatnonzero(dataset["status"].values == STATUS_SOLVED))
         epsilon = np.asarray(dataset["epsilon"].values, dtype=np.float32)
         dos = _labels(dataset, path) if labelled else None
+        stated = dataset["epsilon_mean"].values
         attributes = dict(dataset.attrs)
     if not len(epsilon):
         raise ValueError(f"{path} holds no cells{' that were solved' if labelled else ''}.")
     if not (np.isfinite(epsilon) & (epsilon > 0)).all():
         raise ValueError(f"{path}: `epsilon` must be finite and positive everywhere, got {epsilon.min()}.")
+    mean = epsilon.mean((1, 2), dtype=np.float64)
+    if (wrong := ~np.isclose(stated, mean, rtol=MEAN_TOLERANCE)).any():
+        raise ValueError(
+            f"{path}: `epsilon_mean` must be the mean of `epsilon`, in cell {wrong.argmax()} {mean[wrong][0]:.6g}, got "
+            f"{stated[wrong][0]:.6g}."
+        )
     digest = hashlib.sha256(epsilon.tobytes())
     if dos is not None:
         digest.update(dos.tobytes())

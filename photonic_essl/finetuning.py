@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder, make_network
 from photonic_essl.metrics import relative_error
@@ -185,6 +186,8 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: Cells, **optio
         f"Regressor written to {run.folder}: {100 * error:.3g} % relative error on {len(validated_on)} validation "
         f"cells ({run.record['seconds']:.0f} s)."
     )
+    if not regressor.calibration.done:
+        print(f"It has no intervals: they need {FEWEST_CELLS} validation cells.")
 
 
 def regression_recipe(name: str, encoder: str) -> dict[str, Any]:

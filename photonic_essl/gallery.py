@@ -90,7 +90,7 @@ def shown_cells(errors: np.ndarray, count: int) -> np.ndarray:
 
 
 def make_cards(
-    epsilon: np.ndarray, predicted: np.ndarray, true: np.ndarray, errors: np.ndarray, count: int
+    epsilon: np.ndarray, predicted: np.ndarray, true: np.ndarray, errors: np.ndarray, count: int, area: float = 1.0
 ) -> list[Card]:
     """Return the cards of a gallery, best first.
 
@@ -100,12 +100,13 @@ def make_cards(
         true: the same.
         errors: relative error of each cell, a fraction, shape `(sample,)`.
         count: cards at most.
+        area: of a cell, in a².
     """
     quantities = {
         **cell_properties(epsilon),
         "error": 100 * errors,
         "number": np.arange(len(errors)),
-        "gap": 100 * widest_dos_gaps(true),
+        "gap": 100 * widest_dos_gaps(true, area),
     }
     order = np.argsort(errors, kind="stable")
     places = {order[-1]: "worst", order[len(order) // 2]: "median", order[0]: "best"}
@@ -116,7 +117,7 @@ def make_cards(
             _image(epsilon[cell]),
             float(epsilon[cell].min()),
             float(epsilon[cell].max()),
-            *_plot(predicted[cell], true[cell]),
+            *_plot(predicted[cell], true[cell], area),
         )
         for cell in shown_cells(errors, count)
     ]
@@ -128,9 +129,9 @@ def _image(epsilon: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
-def _plot(predicted: np.ndarray, true: np.ndarray) -> tuple[dict[str, str], list[tuple[float, str]]]:
+def _plot(predicted: np.ndarray, true: np.ndarray, area: float) -> tuple[dict[str, str], list[tuple[float, str]]]:
     """Return the curves and ticks of a cell's densities of states."""
-    guess = empty_lattice(FREQUENCIES[: len(true)])
+    guess = empty_lattice(FREQUENCIES[: len(true)], area)
     top = 1.05 * max(curve.max() for curve in (predicted, true, guess))
     named = {"empty": guess, "true": true, "predicted": predicted}
     ticks = [tick for tick in MaxNLocator(4).tick_values(0, top) if 0 <= tick <= top]

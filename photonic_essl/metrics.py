@@ -14,16 +14,17 @@ SCORED = slice(100, 400)
 """Which of them the metric sums over; below, the density of states hardly varies from cell to cell."""
 
 
-def empty_lattice(frequency: ArrayLike = FREQUENCIES) -> np.ndarray:
-    """Return D/n of a uniform cell of area a², as the square lattice has it: 2π·ωn.
+def empty_lattice(frequency: ArrayLike = FREQUENCIES, area: float = 1.0) -> np.ndarray:
+    """Return D/n of a uniform cell: 2π·ωn times its area.
 
     Args:
         frequency: scaled frequencies, of any shape.
+        area: of the cell, in a²; 1 for the square lattice.
 
     Returns:
         The same shape, float64.
     """
-    return 2.0 * np.pi * np.asarray(frequency, dtype=np.float64)
+    return 2.0 * np.pi * area * np.asarray(frequency, dtype=np.float64)
 
 
 def relative_errors(predicted: ArrayLike, true: ArrayLike) -> np.ndarray:

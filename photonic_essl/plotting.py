@@ -160,6 +160,7 @@ def draw_dos(
     ax: Axes | None = None,
     *,
     interval: tuple[ArrayLike, ArrayLike] | None = None,
+    area: float = 1.0,
 ) -> Axes:
     """Draw a predicted over a true density of states D/n, and the empty lattice behind both.
 
@@ -168,11 +169,12 @@ def draw_dos(
         true: on the first 400 or all 500.
         ax: where to draw; a new figure where not given.
         interval: its bounds, `lowest` and `highest` of `Regressor.predict_interval`, each as `predicted`; shaded.
+        area: of the cell, in a², for the empty lattice.
     """
     ax = ax or plt.subplots()[1]
     predicted, true = np.asarray(predicted), np.asarray(true)
     frequency = FREQUENCIES[:PREDICTED]
-    ax.plot(frequency, empty_lattice(frequency), color=GUESS, linewidth=1, label="empty lattice")
+    ax.plot(frequency, empty_lattice(frequency, area), color=GUESS, linewidth=1, label="empty lattice")
     ax.plot(frequency, true[:PREDICTED], color=TRUE, linewidth=1.8, label="true")
     if interval is not None:
         low, high = (np.asarray(bound)[:PREDICTED] for bound in interval)
@@ -185,13 +187,20 @@ def draw_dos(
     return ax
 
 
-def draw_predictions(predicted: ArrayLike, true: ArrayLike, epsilon: ArrayLike) -> Figure:
+def draw_predictions(
+    predicted: ArrayLike,
+    true: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    lattice: ArrayLike = ((1.0, 0.0), (0.0, 1.0)),
+) -> Figure:
     """Draw the cells that are predicted best, at the median and worst, each beside its densities of states.
 
     Args:
         predicted: D/n on the first 400 scaled frequencies, shape `(sample, frequency)`.
         true: the same, or on all 500.
         epsilon: relative permittivity, shape `(sample, x, y)`.
+        lattice: lattice vectors, shape `(2, 2)` or `(4,)` as in a dataset file, one a row, in units of a.
 
     Returns:
         A figure of three rows.
@@ -204,12 +213,12 @@ def draw_predictions(predicted: ArrayLike, true: ArrayLike, epsilon: ArrayLike) 
         raise ValueError(
             f"`predicted` and `epsilon` must hold the same cells, got {len(predicted)} and {len(epsilon)}."
         )
-    errors = relative_errors(predicted, true)
+    errors, area = relative_errors(predicted, true), abs(np.linalg.det(np.reshape(lattice, (2, 2))))
     order = np.argsort(errors)
     figure, axes = plt.subplots(3, 2, figsize=(9, 9), width_ratios=(1, 1.9), layout="constrained")
     for row, (word, cell) in zip(axes, (("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1]))):
-        draw_cell(epsilon[cell], row[0])
-        draw_dos(predicted[cell], true[cell], row[1])
+        draw_cell(epsilon[cell], row[0], lattice=lattice)
+        draw_dos(predicted[cell], true[cell], row[1], area=area)
         row[1].set_title(f"{word} of {len(order)} cells: relative error {100 * errors[cell]:.2f} %", fontsize=10)
     return figure
 

@@ -147,13 +147,30 @@ class Regressor(
             D/n with dimensions `(frequency)` or `(sample, frequency)`, float32, on the scaled frequencies below 0.96.
 
         Raises:
-            ValueError: if the shape does not fit the model, or a value is not finite or not positive.
+            ValueError: if the shape does not fit the model, or a value is not real, finite and positive.
 
         Warns:
             UserWarning: if cells are outside of what the model was made for.
         """
-        mean, _ = self.mean_and_spread(self._checked(epsilon), batch_size)
+        mean, _ = self.mean_and_spread(self._trusted(epsilon), batch_size)
         return dos_array(_like(epsilon, mean))
+
+    def uncorrected(self, epsilon: ArrayLike) -> xr.DataArray:
+        """Return the densities of states that the plane waves give by themselves, without anything learnt.
+
+        Args:
+            epsilon: as for `predict`.
+
+        Returns:
+            As `predict`.
+
+        Raises:
+            ValueError: as for `predict`; if the model has no plane waves.
+        """
+        if self.approximate is None:
+            raise ValueError("the model starts from no plane waves: `plane_waves` is 0.")
+        difference = self.approximations(self._checked(epsilon).to(self.empty_lattice.device))
+        return dos_array(_like(epsilon, (self.empty_lattice + difference).float().clamp(min=0).cpu()))
 
     def predict_interval(self, epsilon: ArrayLike, coverage: float = 0.9, batch_size: int = 256) -> xr.Dataset:
         """Predict densities of states with the intervals that hold the true ones.
@@ -173,7 +190,7 @@ class Regressor(
         Warns:
             UserWarning: as for `predict`.
         """
-        mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
+        mean, spread = self.mean_and_spread(self._trusted(epsilon), batch_size)
         half = self.calibration.half_width(spread, coverage)
         found = {"dos": mean, "lowest": (mean - half).clamp(min=0), "highest": mean + half}
         arrays = {name: dos_array(_like(epsilon, values)).rename(name) for name, values in found.items()}
@@ -238,7 +255,22 @@ class Regressor(
         difference = self.difference(*(values.to(self.empty_lattice) for values in cells_and_approximations))
         return (self.empty_lattice + difference).float().clamp(min=0).cpu()
 
+    def _trusted(self, epsilon: ArrayLike) -> Tensor:
+        """Return the cells as the model sees them, with a warning where it was not made for them."""
+        cells = self._checked(epsilon)
+        standardise = self.encoder.standardise
+        if outside := int(standardise.outside(cells).sum()):
+            warnings.warn(
+                f"the model was made for {standardise.scope}: do not trust its predictions where that does not hold "
+                f"({outside} of {len(cells)} cells).",
+                stacklevel=3,
+            )
+        return cells
+
     def _checked(self, epsilon: ArrayLike) -> Tensor:
+        """Return the cells as the model sees them."""
+        if np.iscomplexobj(epsilon):
+            raise ValueError(f"`epsilon` must be real, got {np.asarray(epsilon).dtype}.")
         cells = torch.from_numpy(np.ascontiguousarray(epsilon, dtype=np.float32))
         grid = self.encoder.grid
         if cells.ndim not in (2, 3) or tuple(cells.shape[-2:]) != grid:
@@ -247,15 +279,8 @@ class Regressor(
                 f"got {tuple(cells.shape)}."
             )
         if not (torch.isfinite(cells) & (cells > 0)).all():
-            raise ValueError("`epsilon` must be finite and positive everywhere.")
+            raise ValueError(f"`epsilon` must be finite and positive everywhere, got {float(cells.min()):g}.")
         cells = cells.reshape(-1, 1, *grid)
-        standardise = self.encoder.standardise
-        if outside := int(standardise.outside(cells).sum()):
-            warnings.warn(
-                f"the model was made for {standardise.scope}: do not trust its predictions where that does not hold "
-                f"({outside} of {len(cells)} cells).",
-                stacklevel=3,
-            )
         return cells
 
 

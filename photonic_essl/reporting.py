@@ -21,8 +21,9 @@ from photonic_essl.bands import widest_dos_gaps
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder
 from photonic_essl.finetuning import own_network
-from photonic_essl.metrics import PREDICTED, empty_lattice, relative_errors
+from photonic_essl.metrics import relative_errors
 from photonic_essl.plotting import draw_error_distribution, draw_representation, draw_training, logged_quantities
+from photonic_essl.prediction import untrained
 from photonic_essl.probing import representations
 from photonic_essl.regression import load_regressor
 from photonic_essl.runs import read_records
@@ -148,14 +149,15 @@ def _facts(cells: Cells) -> dict[str, Any]:
 def _errors(models: list[_Run], test: Cells, count: int, encoder: str | None) -> dict[str, Any]:
     """Return the errors of all models on the test cells, and the gallery of the first."""
     true = test.dos.numpy()
-    predicted = {}
+    predicted, compared = {}, {}
     for model in models:
         regressor = load_regressor(model.folder, model.network(test, encoder))
         regressor.check_physics(test.attributes.get("polarization"), test.lattice)
         predicted[model.folder.resolve().name] = regressor.predict(test.epsilon[:, 0]).values
+        compared |= untrained(regressor, test)
     shown = next(iter(predicted))
-    guess = np.broadcast_to(empty_lattice()[:PREDICTED], true.shape)
-    errors = {name: relative_errors(dos, true) for name, dos in {**predicted, "empty lattice": guess}.items()}
+    errors = {name: relative_errors(dos, true) for name, dos in {**predicted, **compared}.items()}
+    epsilon = test.epsilon[:, 0].numpy()
     transform, box = gallery.placement(test.lattice.numpy())
     return {
         "summary": [
@@ -165,7 +167,7 @@ def _errors(models: list[_Run], test: Cells, count: int, encoder: str | None) ->
         "distribution": _picture(lambda ax: draw_error_distribution(errors, ax), (6.5, 4.0)),
         "model": shown,
         "cells": len(true),
-        "cards": gallery.make_cards(test.epsilon[:, 0].numpy(), predicted[shown], true, errors[shown], count),
+        "cards": gallery.make_cards(epsilon, predicted[shown], true, errors[shown], count, test.area),
         "transform": transform,
         "box": box,
     }
@@ -186,7 +188,7 @@ def _representation(runs: list[_Run], test: Cells, encoder: str | None) -> dict[
     properties = gallery.cell_properties(test.epsilon[:, 0].numpy())
     coloured = {name: properties[name] for name in ("filling", "contrast")}
     if test.dos is not None:
-        coloured["gap"] = 100 * widest_dos_gaps(test.dos)
+        coloured["gap"] = 100 * widest_dos_gaps(test.dos, test.area)
     return {
         "name": chosen.folder.resolve().name,
         "pictures": [

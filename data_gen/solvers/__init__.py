@@ -49,11 +49,11 @@ def solve(
         bands: number of bands, lowest first.
         polarization: "tm" (E along z) or "te" (H along z).
         solver: "mpb" (the reference) or "rbme" (the fast one).
-        lattice: "square", "hexagonal", "rectangular", "centred", "oblique", or basis vectors of shape `(2, 2)`, one a
-            row, in units of a.
+        lattice: "square", "hexagonal" (vectors 120° apart, (1, 0) and (-½, √3/2)), "rectangular", "centred",
+            "oblique", or basis vectors of shape `(2, 2)`, one a row, in units of a.
         resolution: points of the solver's grid along the first lattice vector, where `epsilon` is finer than it by a
-            whole factor: TM gets the mean over each pixel, TE the effective tensor of subpixel smoothing. The grid of
-            `epsilon` itself where not given.
+            whole factor, nine say: TM gets the mean over each pixel, TE the effective tensor of subpixel smoothing. The
+            grid of `epsilon` itself where not given, whose pixels are then taken to be of one material each.
 
     Returns:
         Dataset with `frequency (…, k, band)` in 2πc/a, `group_velocity (…, k, band, axis)` in c, Cartesian,

@@ -87,6 +87,7 @@ def save(file, epsilon, labels=None):
             "seed": 0,
             "resolution": 32,
             "lattice": [1.0, 0.0, 0.0, 1.0],
+            "polarization": "tm",  # of the labels
             "schema_version": SCHEMA_VERSION,
             "package_version": "own",
         },

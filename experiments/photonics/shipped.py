@@ -88,13 +88,12 @@ def measure_file(model: Regressor, test: Path) -> pd.DataFrame:
     predicted = model.predict_interval(epsilon, COVERAGE)
     within = (predicted["lowest"].values <= true) & (true <= predicted["highest"].values)
     lowest, highest = epsilon.min((1, 2)), epsilon.max((1, 2))
-    guess = np.broadcast_to(empty_lattice()[:PREDICTED], true.shape)
-    waves = model.approximations(torch.from_numpy(epsilon)[:, None]).numpy() + guess
+    area = abs(float(torch.linalg.det(model.lattice)))
     return pd.DataFrame(
         {
             "error": relative_errors(predicted["dos"], true),
-            "plane waves": relative_errors(waves, true),
-            "empty lattice": relative_errors(guess, true),
+            "plane waves": relative_errors(model.uncorrected(epsilon), true),
+            "empty lattice": relative_errors(np.tile(empty_lattice(area=area)[:PREDICTED], (len(true), 1)), true),
             "within": within[:, SCORED].mean(1),
             "contrast": highest / lowest,
             "fill": (epsilon.mean((1, 2)) - lowest) / (highest - lowest),

@@ -265,6 +265,7 @@ def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         (lambda dataset: dataset.isel(frequency=slice(None, None, -1)), "`frequency` must be finite and ascending"),
         (lambda dataset: dataset.drop_vars("frequency"), "has `dos`, but lacks the coordinate `frequency`"),
         (lambda dataset: dataset.assign_attrs(lattice=[1.0, 0.0, 0.0]), "`lattice` must be four finite numbers"),
+        (lambda dataset: dataset.assign_attrs(polarization="TE"), "`polarization` must be tm or te, got 'TE'"),
         (lambda dataset: dataset.assign_attrs(lattice=4 * [np.nan]), r"`lattice` must be four .*, got \[nan nan"),
     ],
 )

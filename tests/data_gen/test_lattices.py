@@ -18,6 +18,12 @@ def test_grid_is_centred_on_the_zone_and_pairs_k_with_minus_k(n):
     assert np.abs(grid).max() == pytest.approx(0.5 - 0.5 / n)
 
 
+def test_a_hexagonal_lattice_may_be_written_with_three_digits():
+    rounded, exact = symmetry_path([[1.0, 0.0], [-0.5, 0.866]]), symmetry_path("hexagonal")
+    assert [name for _, name in rounded.labels] == [name for _, name in exact.labels] == list("ΓMKΓ")
+    np.testing.assert_allclose(rounded.wavevector, exact.wavevector, atol=1e-12)
+
+
 @pytest.mark.parametrize("lattice", ["triangle", [[1, 0], [2, 0]], [[1, 0, 0], [0, 1, 0]], [[1, 0], [0, np.nan]]])
 def test_bad_lattices_are_refused(lattice):
     with pytest.raises(ValueError, match="`lattice` must be"):

@@ -32,6 +32,7 @@ def write_cells(path, count, labelled=True, seed=0, family="blob", grid=(32, 32)
             "seed": seed,
             "resolution": 32,
             "lattice": [1.0, 0.0, 0.0, 1.0],
+            "polarization": "tm",
             "schema_version": 1,
             "package_version": "0",
             **attributes,

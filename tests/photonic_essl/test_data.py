@@ -57,6 +57,30 @@ def test_permittivities_that_are_none_are_refused(value, tmp_path):
         load_cells(path)
 
 
+def test_labels_say_of_which_polarization_they_are(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3)
+    with xr.load_dataset(path) as cells:
+        del cells.attrs["polarization"]
+        cells.to_netcdf(path, engine="h5netcdf")
+    assert len(load_cells(path)) == 3
+    with pytest.raises(ValueError, match="has labels, and must say in its attribute `polarization`"):
+        load_cells(path, labelled=True)
+
+
+def test_the_mean_is_that_of_the_pixels(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3)
+    with xr.load_dataset(path) as cells:
+        cells["epsilon_mean"][1] *= 2
+        cells.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match="`epsilon_mean` must be the mean of `epsilon`, in cell 1 "):
+        load_cells(path)
+
+
+def test_the_area_is_that_of_the_lattice(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3, lattice=[1.0, 0.0, -0.5, 0.75**0.5])
+    assert load_cells(path).area == pytest.approx(0.75**0.5)
+
+
 def test_labels_of_too_few_bands_are_refused(tmp_path):
     file = write_cells(tmp_path / "whole.nc", 3)
     with xr.load_dataset(file) as cells:

@@ -7,6 +7,7 @@ from photonic_essl.metrics import FREQUENCIES, empty_lattice, relative_error
 def test_empty_lattice_is_linear():
     assert len(FREQUENCIES) == 500
     assert empty_lattice(0.5) == pytest.approx(np.pi)
+    assert empty_lattice(0.5, area=2.0) == pytest.approx(2 * np.pi)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_best_median_and_worst_are_found(tmp_path):
     matplotlib.pyplot.close(figure)
 
 
+def test_cells_and_their_empty_lattice_have_the_shape_of_the_lattice():
+    lattice, true = [1.0, 0.0, -0.5, 0.75**0.5], np.tile(empty_lattice(), (3, 1))
+    figure = draw_predictions(true[:, :400], true, np.ones((3, 32, 32)), lattice=lattice)
+    cell, dos = figure.axes[:2]
+    assert cell.get_xlim() == pytest.approx((-0.75, 0.75))
+    np.testing.assert_allclose(dos.lines[0].get_ydata(), empty_lattice(area=0.75**0.5)[:400])
+    matplotlib.pyplot.close(figure)
+
+
 def test_training_curves_are_read_from_the_logs(labelled, tmp_path):
     finetune(labelled, tmp_path / "run", labels=8, epochs=2, progress=False)
     steps, errors = read_log(tmp_path / "run", "validation_relative_error")

@@ -6,10 +6,12 @@ import torch
 import xarray as xr
 
 import photonic_essl
-from photonic_essl.finetuning import finetune
-from photonic_essl.metrics import relative_error
+from photonic_essl.data import load_cells
+from photonic_essl.finetuning import finetune, new_regressor
+from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.prediction import evaluate, predict
 from photonic_essl.regression import Regressor, gaussian_kernel, load_regressor
+from photonic_essl.saving import weights_fingerprint
 from photonic_essl.symmetry import group
 
 from .conftest import SMALL, write_cells
@@ -62,7 +64,8 @@ def test_smoothing_widens_a_line_by_its_width_and_keeps_its_weight():
     [
         (np.ones((16, 16)), r"grid of 32 × 32, got \(16, 16\)"),
         (np.ones((2, 1, 32, 32)), r"must have shape \(x, y\) or \(sample, x, y\)"),
-        (np.zeros((32, 32)), "finite and positive"),
+        (np.zeros((32, 32)), "finite and positive everywhere, got 0"),
+        (np.full((32, 32), 2 + 1j), "must be real, got complex128"),
         (np.full((32, 32), np.nan), "finite and positive"),
     ],
 )
@@ -92,6 +95,29 @@ def test_arrays_that_are_no_permittivities_are_refused(write, message, finished,
     with pytest.raises(ValueError, match=message):
         predict(tmp_path / "cell.npy", tmp_path / "dos.nc", finished)
     assert not (tmp_path / "dos.nc").exists()
+
+
+def test_what_was_learnt_is_beside_what_needs_no_labels(labelled, cells, tmp_path, capsys):
+    model = finetune(labelled, tmp_path / "model", labels=8, epochs=1, device="cpu", progress=False)
+    assert "It has no intervals: they need 50 validation cells." in capsys.readouterr().out
+    waves = model.uncorrected(cells.epsilon[:, 0])
+    new = new_regressor("none", (32, 32), 0, plane_waves=6.5)
+    np.testing.assert_allclose(waves, new.predict(cells.epsilon[:, 0]), atol=1e-5)
+    evaluate(labelled, tmp_path / "model")
+    expected = [relative_error(dos, cells.dos) for dos in (np.tile(empty_lattice()[:400], (20, 1)), waves)]
+    printed = capsys.readouterr().out
+    assert (
+        "nothing learnt: empty lattice {:.3g} %, plane waves {:.3g} %".format(*(100 * e for e in expected)) in printed
+    )
+    with pytest.raises(ValueError, match="the model starts from no plane waves"):
+        new_regressor("light", (32, 32), 0).uncorrected(cells.epsilon[:, 0])
+
+
+def test_predictions_say_of_what_and_by_what_they_are(finished, unlabelled, tmp_path):
+    attributes = predict(unlabelled, tmp_path / "predictions.nc", finished).attrs
+    assert attributes["data"] == load_cells(unlabelled).fingerprint
+    assert attributes["model"] == weights_fingerprint(load_regressor(finished))
+    assert (attributes["polarization"], attributes["lattice"]) == ("tm", [1, 0, 0, 1])
 
 
 def test_predict_writes_a_file(finished, unlabelled, tmp_path):

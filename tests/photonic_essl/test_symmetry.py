@@ -124,6 +124,9 @@ def test_what_cannot_be_is_refused():
 def test_an_empty_lattice_has_all_its_symmetries():
     names = {"square": SQUARE, "hexagon": HEXAGONAL, "mirrors": torch.tensor([[1.0, 0.0], [0.0, 1.5]])}
     assert symmetry.lattice_symmetries((4, 6), SQUARE).name == "translations * mirrors"
+    rounded, strained = (torch.tensor([[1.0, 0.0], [-0.5, y]]) for y in (0.866, 0.87))
+    assert symmetry.lattice_symmetries((8, 8), rounded).name == "translations * hexagon"
+    assert symmetry.lattice_symmetries((8, 8), strained).name != "translations * hexagon"
     names |= {"rhombus": torch.tensor([[0.8, -0.6], [0.8, 0.6]]), "half-turn": torch.tensor([[1.0, 0.0], [0.3, 1.2]])}
     for name, lattice in names.items():
         chosen = symmetry.lattice_symmetries(GRID, lattice)
