@@ -347,10 +347,9 @@ def test_info_and_preview(tmp_path, capsys):
     assert run_data_gen("preview", out, "--out", picture, "--cells", 0) == 2
     assert "`cells` must be at least 1, got 0" in capsys.readouterr().err
     assert run_data_gen("preview", out, "--out", tmp_path) == 2
-    capsys.readouterr()
+    assert f"`out` must end in one of .png, .pdf, .svg, got {tmp_path}" in capsys.readouterr().err
     assert run_data_gen("preview", out, "--out", tmp_path / "none" / "a.png") == 2
     assert f"there is no folder {tmp_path / 'none'} to write a.png to" in capsys.readouterr().err
-    assert f"`out` must end in one of .png, .pdf, .svg, got {tmp_path}" in capsys.readouterr().err
     assert run_data_gen("info", tmp_path / "none.h5") == 2
     capsys.readouterr()
     failed = tmp_path / "failed.h5"
