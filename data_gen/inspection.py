@@ -68,7 +68,7 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
     lattice = np.reshape(shown.attrs["lattice"], (2, 2))
     edges = [np.linspace(-0.5, 0.5, points + 1) for points in shown["epsilon"].shape[1:]]
     corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1) @ lattice
-    empty = 2 * np.pi * abs(np.linalg.det(lattice)) * shown["frequency"].values if labelled else None
+    slope = 2 * np.pi * abs(np.linalg.det(lattice))  # of the empty lattice
     polarization = str(shown.attrs.get("polarization", ""))
     columns = 4 if labelled else 6
     rows = -(-shown.sizes["sample"] // columns)
@@ -91,7 +91,7 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
             axes = figure.add_subplot(grid[row, 2 * column + 1])
             frequency = shown["frequency"].values
             axes.plot(frequency, shown["dos"][index], color=COLOURS.get(polarization, "black"), linewidth=1)
-            axes.plot(frequency, empty, color="0.5", linewidth=0.8, linestyle="--")
+            axes.plot(frequency, slope * frequency, color="0.5", linewidth=0.8, linestyle="--")
             axes.set(xlim=(0, frequency[-1]), ylim=(0, None))
             axes.tick_params(labelsize=7)
             if row == rows - 1:
