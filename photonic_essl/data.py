@@ -81,7 +81,7 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
             dataset = dataset.isel(sample=np.flatnonzero(dataset["status"].values == STATUS_SOLVED))
         epsilon = np.asarray(dataset["epsilon"].values, dtype=np.float32)
         dos = _labels(dataset, path) if labelled else None
-        stated = dataset["epsilon_mean"].values
+        stated = np.asarray(dataset["epsilon_mean"].values, dtype=np.float64)
         attributes = dict(dataset.attrs)
     if not len(epsilon):
         raise ValueError(f"{path} holds no cells{' that were solved' if labelled else ''}.")
