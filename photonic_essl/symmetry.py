@@ -29,9 +29,9 @@ _SWAP = ((0, 1), (1, 0))
 _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
 _LARGEST_POINT_GROUP = 12
-LATTICE_TOLERANCE = 2e-4
-"""Of lattice vectors: those of a hexagonal lattice may be written with three digits."""
 """The hexagon's: no lattice of the plane has more (the crystallographic restriction)."""
+_LATTICE_TOLERANCE = 2e-4
+"""Of the scalar products of lattice vectors, in a²: those of a hexagonal lattice may be written with three digits."""
 
 _Matrix = tuple[tuple[int, int], tuple[int, int]]
 Batch = Float[Tensor, "batch channel x y"]
@@ -120,7 +120,7 @@ class TransformGroup:
         metric = lattice @ lattice.T
         matrices = self._matrices.double()
         if not torch.allclose(
-            matrices.transpose(1, 2) @ metric @ matrices, metric.expand_as(matrices), atol=LATTICE_TOLERANCE
+            matrices.transpose(1, 2) @ metric @ matrices, metric.expand_as(matrices), atol=_LATTICE_TOLERANCE
         ):
             vectors = " and ".join(f"({x:g}, {y:g})" for x, y in lattice.tolist())
             raise ValueError(f"`{self.name}` does not map a cell with lattice vectors {vectors} onto itself.")
