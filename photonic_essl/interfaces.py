@@ -25,7 +25,7 @@ def mean_inverse(epsilon: Float32[Tensor, "batch x y"]) -> Float32[Tensor, "batc
 
     A pixel that two materials share has the mean of 1/ε that follows from its ε and theirs, which are the lowest and
     the highest around it. Where ε varies from pixel to pixel without an interface it is 1/ε: there the range of values
-    grows with the distance, at an interface it does not.
+    grows with the distance, at an interface it does not. (What varies within four pixels or so is taken for one.)
 
     Args:
         epsilon: mean relative permittivity of each pixel, positive.

@@ -112,6 +112,12 @@ def test_a_coarse_grid_has_fewer_waves(polarization):
     assert relative_error(EMPTY + few[0], label) < {"tm": 0.006, "te": 0.04}[polarization]
 
 
+def test_smooth_cells_on_a_coarse_grid_come_near_to_their_label():
+    epsilon = smooth_cells(2, n=8)  # in TE, what varies so fast is taken for interfaces
+    label = data_gen.label(epsilon[:, 0])["dos"]
+    assert relative_error(EMPTY + PlaneWaves(4.3, (8, 8))(epsilon), label) < 0.02
+
+
 def test_bad_cutoffs_are_refused():
     for cutoff in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"must be positive, got {cutoff}"):
