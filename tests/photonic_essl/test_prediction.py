@@ -107,7 +107,7 @@ def test_what_was_learnt_is_beside_what_needs_no_labels(labelled, cells, tmp_pat
     expected = [relative_error(dos, cells.dos) for dos in (np.tile(empty_lattice()[:400], (20, 1)), waves)]
     printed = capsys.readouterr().out
     assert (
-        "nothing learnt: empty lattice {:.3g} %, plane waves {:.3g} %".format(*(100 * e for e in expected)) in printed
+        "nothing learnt: empty lattice {:.3g} %, 137 plane waves {:.3g} %".format(*(100 * e for e in expected)) in printed
     )
     with pytest.raises(ValueError, match="the model starts from no plane waves"):
         new_regressor("light", (32, 32), 0).uncorrected(cells.epsilon[:, 0])
