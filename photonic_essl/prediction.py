@@ -110,7 +110,8 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
     """Return what a model is to be compared with, densities of states `(sample, 400)` by name: what needs no labels."""
     compared = {"empty lattice": np.tile(empty_lattice(area=cells.area)[:PREDICTED], (len(cells), 1))}
     if regressor.approximate is not None:
-        compared[f"{len(regressor.approximate.waves)} plane waves"] = regressor.uncorrected(cells.epsilon[:, 0].numpy()).values
+        name = f"{len(regressor.approximate.waves)} plane waves"
+        compared[name] = regressor.uncorrected(cells.epsilon[:, 0].numpy()).values
     return compared
 
 

@@ -106,9 +106,8 @@ def test_what_was_learnt_is_beside_what_needs_no_labels(labelled, cells, tmp_pat
     evaluate(labelled, tmp_path / "model")
     expected = [relative_error(dos, cells.dos) for dos in (np.tile(empty_lattice()[:400], (20, 1)), waves)]
     printed = capsys.readouterr().out
-    assert (
-        "nothing learnt: empty lattice {:.3g} %, 137 plane waves {:.3g} %".format(*(100 * e for e in expected)) in printed
-    )
+    empty, uncorrected = (f"{100 * error:.3g} %" for error in expected)
+    assert f"nothing learnt: empty lattice {empty}, 137 plane waves {uncorrected}" in printed
     with pytest.raises(ValueError, match="the model starts from no plane waves"):
         new_regressor("light", (32, 32), 0).uncorrected(cells.epsilon[:, 0])
 
