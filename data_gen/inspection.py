@@ -2,14 +2,20 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xarray as xr
 
 from data_gen.dataset import STATUS_FAILED, VARIABLES, open_dataset
 
+if TYPE_CHECKING:  # drawing is seldom asked for, and matplotlib slow to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 PICTURES = (".png", ".pdf", ".svg")
 COLOURS = {"tm": "#0072B2", "te": "#CC3311"}
+COLOUR_MAP, EPSILON_RANGE = "cividis", (1, 20)
 
 
 def info(file: Path, /) -> None:
@@ -58,50 +64,67 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
         raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
     if Path(out).suffix.lower() not in PICTURES:
         raise ValueError(f"`out` must end in one of {', '.join(PICTURES)}, got {out}")
+    with open_dataset(file) as dataset:
+        shown = dataset.isel(sample=slice(0, cells)).load()
+    _sheet(shown, Path(file).name).savefig(out, dpi=110)
+    print(f"wrote {out}")
+
+
+def _sheet(shown: xr.Dataset, name: str) -> "Figure":
+    """Return a figure of cells, each beside its density of states if it has one."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    with open_dataset(file) as dataset:
-        shown = dataset.isel(sample=slice(0, cells)).load()
     labelled = "dos" in shown
-    lattice = np.reshape(shown.attrs["lattice"], (2, 2))
-    edges = [np.linspace(-0.5, 0.5, points + 1) for points in shown["epsilon"].shape[1:]]
-    corners = np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1) @ lattice
-    slope = 2 * np.pi * abs(np.linalg.det(lattice))  # of the empty lattice
-    polarization = str(shown.attrs.get("polarization", ""))
-    columns = 4 if labelled else 6
+    columns, width, height = (4, 2, 2.3) if labelled else (6, 1, 2.1)
     rows = -(-shown.sizes["sample"] // columns)
-    figure = Figure(figsize=(13, 0.6 + rows * (2.3 if labelled else 2.1)), layout="constrained")
-    grid = figure.add_gridspec(
-        rows, columns * (2 if labelled else 1), width_ratios=([1, 1.2] if labelled else [1]) * columns
-    )
-    words = [f"{Path(file).name}: first {shown.sizes['sample']} cells of family {shown.attrs['family']}"]
+    figure = Figure(figsize=(13, 0.6 + rows * height), layout="constrained")
+    grid = figure.add_gridspec(rows, columns * width, width_ratios=[1, 1.2][:width] * columns)
+    words = [f"{name}: first {shown.sizes['sample']} cells of family {shown.attrs['family']}"]
     if labelled:
-        words += [polarization.upper(), "dashed: empty lattice"]
+        words += [str(shown.attrs.get("polarization", "")).upper(), "dashed: empty lattice"]
     figure.suptitle(", ".join(filter(None, words)))
     for index in range(shown.sizes["sample"]):
         row, column = divmod(index, columns)
-        axes = figure.add_subplot(grid[row, column * (2 if labelled else 1)])
-        epsilon = shown["epsilon"][index].values
-        axes.pcolormesh(corners[..., 0], corners[..., 1], epsilon, vmin=1, vmax=20, cmap="cividis", rasterized=True)
-        axes.set(aspect="equal", title=f"cell {index}")
-        axes.axis("off")
+        axes = figure.add_subplot(grid[row, column * width])
+        axes.set_title(f"cell {index}")
+        _draw_cell(axes, shown.isel(sample=index))
         if labelled:
-            axes = figure.add_subplot(grid[row, 2 * column + 1])
-            frequency = shown["frequency"].values
-            axes.plot(frequency, shown["dos"][index], color=COLOURS.get(polarization, "black"), linewidth=1)
-            axes.plot(frequency, slope * frequency, color="0.5", linewidth=0.8, linestyle="--")
-            axes.set(xlim=(0, frequency[-1]), ylim=(0, None))
-            axes.tick_params(labelsize=7)
+            axes = figure.add_subplot(grid[row, column * width + 1])
+            _draw_density(axes, shown.isel(sample=index))
             if row == rows - 1:
                 axes.set_xlabel("scaled frequency ωn (2πc/a)", fontsize=8)
             if column == 0:
                 axes.set_ylabel("D/n (a/2πc)", fontsize=8)
-    scale = ScalarMappable(Normalize(1, 20), "cividis")
+    scale = ScalarMappable(Normalize(*EPSILON_RANGE), COLOUR_MAP)
     figure.colorbar(scale, ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01)
-    figure.savefig(out, dpi=110)
-    print(f"wrote {out}")
+    return figure
+
+
+def _draw_cell(axes: "Axes", cell: xr.Dataset) -> None:
+    """Draw the permittivity on the cell's lattice."""
+    edges = [np.linspace(-0.5, 0.5, points + 1) for points in cell["epsilon"].shape]
+    x, y = np.moveaxis(np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1) @ _lattice(cell), -1, 0)
+    lowest, highest = EPSILON_RANGE
+    axes.pcolormesh(x, y, cell["epsilon"].values, vmin=lowest, vmax=highest, cmap=COLOUR_MAP, rasterized=True)
+    axes.set_aspect("equal")
+    axes.axis("off")
+
+
+def _draw_density(axes: "Axes", cell: xr.Dataset) -> None:
+    """Draw the density of states, and that of the empty lattice."""
+    frequency = cell["frequency"].values
+    colour = COLOURS.get(str(cell.attrs.get("polarization", "")), "black")
+    axes.plot(frequency, cell["dos"], color=colour, linewidth=1)
+    area = abs(np.linalg.det(_lattice(cell)))
+    axes.plot(frequency, 2 * np.pi * area * frequency, color="0.5", linewidth=0.8, linestyle="--")
+    axes.set(xlim=(0, frequency[-1]), ylim=(0, None))
+    axes.tick_params(labelsize=7)
+
+
+def _lattice(cell: xr.Dataset) -> np.ndarray:
+    return np.reshape(cell.attrs["lattice"], (2, 2))
 
 
 def _text(value: Any) -> str:
