@@ -32,7 +32,7 @@ def read_message(stream: IO[bytes]) -> dict[str, np.ndarray] | None:
         return {name: archive[name] for name in archive.files}
 
 
-def write_message(stream: IO[bytes], **arrays: np.ndarray) -> None:
+def write_message(stream: IO[bytes], **arrays: np.ndarray | str) -> None:
     """Write one message and flush."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ class Peer:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
         self.requests, self.answers = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
 
-    def ask(self, **request: np.ndarray) -> dict[str, np.ndarray] | None:
+    def ask(self, **request: np.ndarray | str) -> dict[str, np.ndarray] | None:
         """Return the answer to one request, None if the process has died."""
         try:
             write_message(self.requests, **request)

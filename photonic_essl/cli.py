@@ -2,9 +2,9 @@
 
 import sys
 
-from data_gen.command_line import run
+from data_gen.command_line import Commands, run
 
-COMMANDS = {
+COMMANDS: Commands = {
     "pretrain": "photonic_essl.pretraining:pretrain",
     "finetune": "photonic_essl.finetuning:finetune",
     "evaluate": "photonic_essl.prediction:evaluate",

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -22,28 +23,21 @@ class Cells:
 
     Attributes:
         epsilon: relative permittivity.
-        dos: density of states D/n on the 400 scaled frequencies that networks predict; None where labels were not
-            asked for.
         attributes: what the file says of itself: `family`, `lattice`, `polarization`, …
         fingerprint: a hash of the cells and labels, the same for equal contents.
     """
 
     epsilon: Float32[torch.Tensor, "sample 1 x y"]
-    dos: Float32[torch.Tensor, "sample 400"] | None
-    attributes: dict
+    attributes: dict[str, Any]
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.epsilon)
 
-    def subset(self, rows: np.ndarray) -> "Cells":
-        """Return some of the cells, in the order of their numbers `rows`."""
-        return replace(self, epsilon=self.epsilon[rows], dos=None if self.dos is None else self.dos[rows])
-
     @property
     def grid(self) -> tuple[int, int]:
         """Number of points along the two lattice vectors."""
-        return tuple(self.epsilon.shape[2:])
+        return self.epsilon.shape[2], self.epsilon.shape[3]
 
     @property
     def lattice(self) -> Float64[torch.Tensor, "2 2"]:
@@ -56,6 +50,27 @@ class Cells:
         return abs(float(torch.linalg.det(self.lattice)))
 
 
+@dataclass(frozen=True)
+class LabelledCells(Cells):
+    """Unit cells in memory, and what networks are to predict of them.
+
+    Attributes:
+        dos: density of states D/n on the 400 scaled frequencies that networks predict.
+    """
+
+    dos: Float32[torch.Tensor, "sample 400"]
+
+    def subset(self, rows: np.ndarray) -> "LabelledCells":
+        """Return some of the cells, in the order of their numbers `rows`."""
+        return replace(self, epsilon=self.epsilon[rows], dos=self.dos[rows])
+
+
+@overload
+def load_cells(path: str | Path, labelled: Literal[False] = False) -> Cells: ...
+@overload
+def load_cells(path: str | Path, labelled: Literal[True]) -> LabelledCells: ...
+@overload
+def load_cells(path: str | Path, labelled: bool) -> Cells: ...
 def load_cells(path: str | Path, labelled: bool = False) -> Cells:
     """Read a dataset file into memory.
 
@@ -96,12 +111,11 @@ def load_cells(path: str | Path, labelled: bool = False) -> Cells:
     digest = hashlib.sha256(epsilon.tobytes())
     if dos is not None:
         digest.update(dos.tobytes())
-    return Cells(
-        epsilon=torch.from_numpy(epsilon)[:, None],
-        dos=None if dos is None else torch.from_numpy(dos),
-        attributes=attributes,
-        fingerprint=digest.hexdigest()[:16],
-    )
+    parts: dict[str, Any] = {"epsilon": torch.from_numpy(epsilon)[:, None], "attributes": attributes}
+    fingerprint = digest.hexdigest()[:16]
+    if dos is None:
+        return Cells(**parts, fingerprint=fingerprint)
+    return LabelledCells(**parts, fingerprint=fingerprint, dos=torch.from_numpy(dos))
 
 
 def _labels(dataset: xr.Dataset, path: str | Path) -> np.ndarray:

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def demo(*, out: Path = Path("runs/demo"), mpb: bool = True) -> None:
     print("\nPre-training on unlabelled cells: invariant to mirrors and quarter turns, predicting half-cell shifts")
     pretrain(files["unlabelled"], out / "encoder", recipe="e-simclr", probe=files["validation"])
     print(f"\nTraining on {LABELS} labels: on images, with and without the pre-trained encoder; on plane waves")
-    common = {"labels": LABELS, "validation": files["validation"], "epochs": EPOCHS}
+    common: dict[str, Any] = {"labels": LABELS, "validation": files["validation"], "epochs": EPOCHS}
     finetune(files["pool"], out / "images", recipe="supervised", **common)
     finetune(files["pool"], out / "images-e-simclr", recipe="supervised", pretrained=out / "encoder", **common)
     finetune(files["pool"], out / "model", **common)

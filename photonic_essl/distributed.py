@@ -60,6 +60,12 @@ def gathered(values: Float[Tensor, "own width"]) -> Float[Tensor, "all width"]:
 class GlobalBatchNorm(_BatchNorm):
     """Batch normalisation over the batch of all processes, on any device (torch's own is for GPUs alone)."""
 
+    # Torch allows for none of these, which no network here asks for.
+    momentum: float
+    num_batches_tracked: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 

@@ -18,7 +18,7 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -62,12 +62,11 @@ def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic:
         ValueError: if the grid is not a multiple of 32.
     """
     _check_grid("paper", grid, 32)
-    stages = []
+    stages: list[nn.Module] = []
     for inputs, outputs, pool in ((channels, 64, 2), (64, 256, 4), (256, 256, 4)):
-        if periodic:
-            convolution = PeriodicConvolution(inputs, outputs, 7, bias=True)
-        else:
-            convolution = nn.Conv2d(inputs, outputs, 7, padding=3)
+        convolution = (
+            PeriodicConvolution(inputs, outputs, 7, bias=True) if periodic else nn.Conv2d(inputs, outputs, 7, padding=3)
+        )
         stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.MaxPool2d(pool)]
     pooled = 256 * (grid[0] // 32) * (grid[1] // 32)
     head = nn.Sequential(nn.Flatten(), nn.Linear(pooled, 1024), nn.ReLU(), nn.Linear(1024, 1024))
@@ -118,7 +117,7 @@ class ResidualBlock(nn.Module):
             PeriodicConvolution(outputs, outputs, 3),
             nn.BatchNorm2d(outputs),
         )
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inputs != outputs:
             pooled, projected = nn.AvgPool2d(stride), nn.Conv2d(inputs, outputs, 1, bias=False)
             self.shortcut = nn.Sequential(pooled, projected, nn.BatchNorm2d(outputs))
@@ -141,7 +140,7 @@ class NoNetwork(nn.Module):
         return x.new_zeros(len(x), 0)
 
 
-NETWORKS = {
+NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
     "paper": paper_network,
     "paper-circular": functools.partial(paper_network, periodic=True),
     "light": light_network,
@@ -190,6 +189,9 @@ def make_network(
     return network
 
 
+AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
+
+
 class Encoder(
     SavedModel, model_card_template=MODEL_CARD % "Encoder of photonic crystal cells", tags=["photonic-crystals", "essl"]
 ):
@@ -218,7 +220,7 @@ class Encoder(
         network: nn.Module | None = None,
     ):
         super().__init__()
-        self.name, self.channels, self.grid = name, channels, tuple(grid)
+        self.name, self.channels, self.grid = name, channels, (grid[0], grid[1])
         self.permittivity_range = tuple(permittivity_range)
         self.standardise = STANDARDISATIONS.get(name, FixedRange)(permittivity_range)
         if network is None and name not in self.presets:
@@ -227,7 +229,9 @@ class Encoder(
         self.features = self._features()
 
     @classmethod
-    def of(cls, name: str, channels: int = 1, grid: Sequence[int] = (32, 32), **standardisation: Any) -> "Encoder":
+    def of(
+        cls: type[AnyEncoder], name: str, channels: int = 1, grid: Sequence[int] = (32, 32), **standardisation: Any
+    ) -> AnyEncoder:
         """Build an encoder with new weights; `name` is as for `make_network`, the rest as for the class."""
         network = None if name in cls.presets else make_network(name, channels, grid, cls.presets)
         return cls(name, channels, grid, **standardisation, network=network)

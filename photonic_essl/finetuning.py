@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from photonic_essl.calibration import FEWEST_CELLS
-from photonic_essl.data import Cells, load_cells
+from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder, make_network
 from photonic_essl.metrics import relative_error
 from photonic_essl.plane_waves import REVISION
@@ -160,7 +160,7 @@ def finetune(
     return regressor
 
 
-def _train_and_save(module: "FineTuning", run: Run, validated_on: Cells, **options: Any) -> None:
+def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells, **options: Any) -> None:
     """Train a regressor, or go on with it, calibrate it and save it in the run's folder.
 
     Args:
@@ -172,10 +172,13 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: Cells, **optio
     best, regressor = BestOnValidation(validated_on), module.regressor
     fit(module, run, callbacks=[best], **options)
     regressor.load_state_dict(best.weights)
-    mean, spread = regressor.cpu().eval().mean_and_spread(validated_on.epsilon)
-    regressor.calibration.fit(mean, spread, validated_on.dos)
+    regressor.cpu().eval()
+    if calibrated := len(validated_on) >= FEWEST_CELLS:
+        predicted = regressor.calibrate(validated_on.epsilon[:, 0], validated_on.dos).values
+    else:
+        predicted = regressor.mean_and_spread(validated_on.epsilon)[0].numpy()
     regressor.save_pretrained(run.folder)
-    error = relative_error(mean, validated_on.dos)
+    error = relative_error(predicted, validated_on.dos)
     run.finish(
         steps=module.global_step,
         validation_relative_error=error,
@@ -186,7 +189,7 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: Cells, **optio
         f"Regressor written to {run.folder}: {100 * error:.3g} % relative error on {len(validated_on)} validation "
         f"cells ({run.record['seconds']:.0f} s)."
     )
-    if not regressor.calibration.done:
+    if not calibrated:
         print(f"It has no intervals: they need {FEWEST_CELLS} validation cells.")
 
 
@@ -202,7 +205,9 @@ def regression_recipe(name: str, encoder: str) -> dict[str, Any]:
     return recipe
 
 
-def split(cells: Cells, labels: int, label_seed: int = 0, validation: Cells | None = None) -> tuple[Cells, Cells]:
+def split(
+    cells: LabelledCells, labels: int, label_seed: int = 0, validation: LabelledCells | None = None
+) -> tuple[LabelledCells, LabelledCells]:
     """Draw the cells to train on, and those to validate on.
 
     Args:
@@ -251,10 +256,10 @@ def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder
         FileNotFoundError: if there is none.
         ValueError: if it is another one, or was trained on another grid.
     """
-    own = name is not None and name not in NETWORKS
+    network = None if name is None else own_network(name, cells.grid)
     settings, _ = read_folder(path)
-    model = load_folder(
-        Regressor if "head" in settings else Encoder, path, make_network(name, 1, cells.grid) if own else None
+    model: Encoder | Regressor = (
+        load_folder(Regressor, path, network) if "head" in settings else load_folder(Encoder, path, network)
     )
     encoder = encoder_of(model)
     if name not in (None, encoder.name):
@@ -327,7 +332,7 @@ class FineTuning(SeededModule):
     def __init__(
         self,
         regressor: Regressor,
-        cells: Cells,
+        cells: LabelledCells,
         augmentation: TransformGroup,
         settings: Mapping[str, Any],
         seed: int = 0,
@@ -351,7 +356,7 @@ class FineTuning(SeededModule):
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay, and make their first approximations, once."""
         self.approximations = self.regressor.approximations(self.cells.to(self.device))
-        self.cells, self.dos = (values.to(self.device, self.dtype) for values in (self.cells, self.dos))
+        self.cells, self.dos = (values.to(self.device).to(self.dtype) for values in (self.cells, self.dos))
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch."""
@@ -373,9 +378,10 @@ class BestOnValidation(lightning.Callback):
         weights: of the regressor then.
     """
 
-    def __init__(self, cells: Cells):
+    def __init__(self, cells: LabelledCells):
         self.cells = cells
-        self.error, self.epoch, self.weights = float("inf"), 0, {}
+        self.error, self.epoch = float("inf"), 0
+        self.weights: dict[str, Tensor] = {}
 
     def on_fit_start(self, trainer: lightning.Trainer, module: FineTuning) -> None:
         """Make the first approximations, once, and validate the weights that a new run starts from."""

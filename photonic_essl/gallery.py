@@ -162,4 +162,5 @@ def placement(lattice: np.ndarray) -> tuple[str, str]:
     matrix = (ax, -ay, -bx, by, (bx - ax) / 2, (ay - by) / 2)
     half = np.abs([(ax + bx, ay + by), (ax - bx, ay - by)]).max(axis=0) / 2
     box = (-half[0], -half[1], 2 * half[0], 2 * half[1])
-    return tuple(" ".join(f"{value:.6g}" for value in values) for values in (matrix, box))
+    transform, view = (" ".join(f"{value:.6g}" for value in values) for values in (matrix, box))
+    return transform, view

@@ -77,7 +77,7 @@ class SimSiam(nn.Module):
 
     needs_predictor = True
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.loss = NegativeCosineSimilarity()
 
@@ -243,7 +243,9 @@ class ContinuousPrediction(nn.Module):
         return Prediction(functional.mse_loss(answer, direction), right.float().mean())
 
 
-PREDICTION_TASKS = {
+PredictionTask = AbsolutePrediction | ContinuousPrediction
+
+PREDICTION_TASKS: dict[str, type[PredictionTask]] = {
     "absolute": AbsolutePrediction,
     "relative": RelativePrediction,
     "continuous": ContinuousPrediction,
@@ -251,28 +253,23 @@ PREDICTION_TASKS = {
 
 
 class ESSL(nn.Module):
-    """Invariance + weight · prediction, for any pair; either may be left out, not both.
+    """Invariance + weight · prediction, for any pair.
 
     Args:
-        invariance: a loss of two projections, one of `INVARIANCE_OBJECTIVES`; None for prediction alone.
+        invariance: a loss of two projections, one of `INVARIANCE_OBJECTIVES`.
         prediction: a task of `PREDICTION_TASKS`; None for invariance alone.
         weight: of the prediction loss, not negative.
 
     Raises:
-        ValueError: if both parts are missing, or the weight is negative.
+        ValueError: if the weight is negative.
     """
 
-    def __init__(self, invariance: nn.Module | None, prediction: nn.Module | None, weight: float = 1.0):
+    def __init__(self, invariance: nn.Module, prediction: PredictionTask | None, weight: float = 1.0):
         super().__init__()
-        if invariance is None and prediction is None:
-            raise ValueError("an objective needs an invariance loss, a prediction task, or both.")
         if weight < 0:
             raise ValueError(f"`weight` must not be negative, got {weight}.")
         self.invariance, self.prediction, self.weight = invariance, prediction, weight
 
-    def forward(self, invariance: Loss | None, prediction: Loss | None) -> Loss:
-        """Return the total of the two losses that the parts gave."""
-        if prediction is None:
-            return invariance
-        weighted = self.weight * prediction
-        return weighted if invariance is None else invariance + weighted
+    def forward(self, invariance: Loss, prediction: Loss | None) -> Loss:
+        """Return the total of the losses that the parts gave."""
+        return invariance if prediction is None else invariance + self.weight * prediction

@@ -59,6 +59,14 @@ class PlaneWaves(nn.Module):
         ValueError: if the cutoff is not positive or takes more than 2,000 waves, or the polarization is neither.
     """
 
+    differences: Tensor
+    waves: Tensor
+    wavevectors: Tensor
+    momenta: Tensor
+    offsets: Tensor
+    kernel: Tensor
+    uniform: Tensor
+
     def __init__(
         self,
         cutoff: float,
@@ -119,7 +127,7 @@ class PlaneWaves(nn.Module):
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PlaneWaves":
         # Buffers go where the model goes, and stay in single precision, in which all of this is done.
-        return super()._apply(lambda buffer: buffer.to(function(buffer).device), recurse)
+        return super()._apply(lambda buffer: buffer.to(function(buffer).device), recurse)  # type: ignore[no-untyped-call]
 
     def _density(self, epsilon: Tensor) -> Tensor:
         """Return D/n: a histogram of the states, smoothed."""

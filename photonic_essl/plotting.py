@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +16,7 @@ from photonic_essl.bands import band_gaps
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice, relative_errors
 
 TRUE, PREDICTION, GUESS = "#000000", "#D55E00", "#56B4E9"
-POLARIZATIONS = {
+POLARIZATIONS: dict[str, dict[str, Any]] = {
     "tm": {"color": "#0072B2", "markerfacecolor": "#0072B2", "label": "TM"},
     "te": {"color": "#CC3311", "markerfacecolor": "none", "label": "TE"},
 }
@@ -149,7 +150,7 @@ def draw_turned_dos(
         label=style["label"],
     )
     ax.set(xlabel="density of states D (a/2πc)", ylabel="frequency ωa/2πc")
-    ax.set_xlim(0, 1.05 * max(line.get_xdata().max() for line in ax.lines))
+    ax.set_xlim(0, 1.05 * max(np.max(line.get_xdata()) for line in ax.lines))
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -304,7 +305,7 @@ def draw_learning_curve(
     ax: Axes | None = None,
     *,
     deviation: ArrayLike | None = None,
-    **style: object,
+    **style: Any,
 ) -> Axes:
     """Draw the error against the number of labels, both on logarithmic scales.
 
@@ -322,7 +323,7 @@ def draw_learning_curve(
         spread = 100 * np.nan_to_num(np.asarray(deviation, dtype=np.float64))
         ax.fill_between(labels, errors - spread, errors + spread, color=line.get_color(), alpha=0.15, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="labelled cells", ylabel="relative error on the test split (%)")
-    ax.set_xticks(sorted({float(value) for drawn in ax.lines for value in drawn.get_xdata()}))
+    ax.set_xticks(sorted({float(value) for drawn in ax.lines for value in np.asarray(drawn.get_xdata())}))
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

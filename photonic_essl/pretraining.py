@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.distributed import gathered, own_part
 from photonic_essl.encoders import NETWORKS, Encoder, evaluating, make_network, multilayer
-from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, Prediction
+from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, PredictionTask
 from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
@@ -137,11 +137,12 @@ def pretrain(
         module.encoder.compile()
     monitor = Probe(probed, probe_every) if probed else None
     with run.sitting(data=str(data)):
-        return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+        carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    return module.encoder
 
 
-def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> Encoder:
-    """Train, or go on with it, and save the encoder in the run's folder; return it on the CPU.
+def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> None:
+    """Train, or go on with it, and save the encoder in the run's folder; afterwards it is on the CPU.
 
     Args:
         module: what is trained.
@@ -155,7 +156,6 @@ def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **opt
         trained.save_pretrained(run.folder)
         run.finish(steps=module.global_step, **(monitor.last if monitor else {}))
         print(f"Pre-trained encoder written to {run.folder} ({run.record['seconds']:.0f} s).")
-    return trained
 
 
 def named_groups(
@@ -185,13 +185,12 @@ def named_groups(
         raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
     if transformation == "unused":
         equivariance = equivariance or "identity"
-    groups = [None if name is None else group(name) for name in (invariance, equivariance)]
-    if None in groups:
+    if invariance is None or equivariance is None:
         published = published_groups(family or cells.attributes.get("family", "unknown"))
-        groups = [named or default for named, default in zip(groups, published)]
-    for chosen in groups:
+    views = group(invariance) if invariance is not None else published[0]
+    asked = group(equivariance) if equivariance is not None else published[1]
+    for chosen in (views, asked):
         chosen.check_fits(cells.grid, cells.lattice)
-    views, asked = groups
     if transformation == "predicted" and asked.permittivity_range:
         raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
     if transformation == "invariance":
@@ -216,6 +215,10 @@ class SelfSupervised(SeededModule):
     Raises:
         ValueError: if the encoder cannot tell apart what it is to predict, or a setting is out of range.
     """
+
+    projector: nn.Module
+    predictor: nn.Module | None
+    classifier: nn.Module | None
 
     def __init__(
         self,
@@ -276,9 +279,13 @@ class SelfSupervised(SeededModule):
         part = own_part(len(rows))
         first, second, copied = self.seen(rows, part, generator)
         invariance = self._invariance_loss(first, second)
-        if not self.objective.prediction:
+        task, classifier = self.objective.prediction, self.classifier
+        if task is None or classifier is None:
             return {"loss": self.objective(invariance, None)}
-        answer = self._prediction(copied, generator, part, len(rows))
+        question = task.ask(copied, generator, part.start, len(rows))
+        outputs = classifier(self.encoder(question.cells)[question.rows].flatten(1))
+        with torch.autocast(copied.device.type, enabled=False):
+            answer = task(outputs.to(self.dtype), question.target)
         return {
             "loss": self.objective(invariance, answer.loss),
             "invariance_loss": invariance,
@@ -298,13 +305,6 @@ class SelfSupervised(SeededModule):
             seen.append(self.through(self.predictor, *seen[0]))
         with torch.autocast(first.device.type, enabled=False):
             return self.objective.invariance(*([gathered(view.to(self.dtype)) for view in both] for both in seen))
-
-    def _prediction(self, cells: Tensor, generator: torch.Generator, part: slice, total: int) -> Prediction:
-        question = self.objective.prediction.ask(cells, generator, part.start, total)
-        representation = self.encoder(question.cells)
-        outputs = self.classifier(representation[question.rows].flatten(1))
-        with torch.autocast(cells.device.type, enabled=False):
-            return self.objective.prediction(outputs.to(self.dtype), question.target)
 
 
 class Pretraining(SelfSupervised):
@@ -338,19 +338,19 @@ class Pretraining(SelfSupervised):
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay."""
-        self.cells = self.cells.to(self.device, self.dtype)
+        self.cells = self.cells.to(self.device).to(self.dtype)
 
     def seen(self, rows: Tensor, part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return two transformed copies of each cell of this process, and the cells."""
         cells = self.cells[rows[part]]
-        grid = tuple(cells.shape[2:])
+        grid = cells.shape[2], cells.shape[3]
         first, second = (
             self.views.apply(cells, self.views.draw(len(rows), grid, generator, cells.device)[part]) for _ in range(2)
         )
         return first, second, cells
 
 
-def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int]) -> nn.Module:
+def prediction_task(name: str, predicted: TransformGroup, grid: tuple[int, int]) -> PredictionTask:
     """Return the task of predicting the elements of a group.
 
     Raises:

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from photonic_essl.data import Cells
-from photonic_essl.encoders import Encoder, evaluating
+from photonic_essl.data import LabelledCells
+from photonic_essl.encoders import evaluating
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.training import SeededModule
 
 
 class Monitor(lightning.Callback):
-    """How good the representation is so far. Subclasses give `scores(encoder)`.
+    """How good the representation of a module's `encoder` is so far. Subclasses give `scores(encoder)`.
 
     Args:
         every: epochs between looks at it; after the last epoch it is always looked at.
@@ -37,8 +37,8 @@ class Monitor(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
         """Score the representation, and log the scores."""
         epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
-            self.last = self.scores(module.encoder)
+        if epoch % self.every == 0 or epoch == module.epochs:
+            self.last = self.scores(module.get_submodule("encoder"))
             module.report(**self.last)
 
 
@@ -50,7 +50,7 @@ class Probe(Monitor):
         every: epochs between probes.
     """
 
-    def __init__(self, cells: Cells, every: int):
+    def __init__(self, cells: LabelledCells, every: int):
         super().__init__(every)
         if len(cells) < 4:
             raise ValueError(f"a probe needs at least 4 labelled cells, got {len(cells)}.")
@@ -61,7 +61,7 @@ class Probe(Monitor):
         return {"probe_relative_error": probe_error(encoder, self.cells)}
 
 
-def probe_error(encoder: Encoder, cells: Cells) -> float:
+def probe_error(encoder: nn.Module, cells: LabelledCells) -> float:
     """Return the relative error of a ridge regression from the frozen representation, as a fraction.
 
     Args:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
-from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
+from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
@@ -58,6 +58,10 @@ class Regressor(
         network: the encoder's network where it is not one of the presets; its code is not saved.
     """
 
+    kernel: Tensor | None
+    thereabouts: Tensor
+    empty_lattice: Tensor
+
     def __init__(
         self,
         encoder: str = "light",
@@ -94,8 +98,8 @@ class Regressor(
             raise ValueError("a regressor without an encoder needs `plane_waves`, got 0.")
         self.head = multilayer([seen, *head, PREDICTED], normalise=False)
         if plane_waves:  # no correction before there are labels
-            nn.init.zeros_(self.head[-1].weight)
-            nn.init.zeros_(self.head[-1].bias)
+            for parameter in self.head[-1].parameters():
+                nn.init.zeros_(parameter)
         self.calibration = Calibration(PREDICTED)
         self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
         self.register_buffer("thereabouts", gaussian_kernel(THEREABOUTS), persistent=False)
@@ -191,12 +195,38 @@ class Regressor(
             UserWarning: as for `predict`.
         """
         mean, spread = self.mean_and_spread(self._trusted(epsilon), batch_size)
-        half = self.calibration.half_width(spread, coverage)
+        half = self.calibration.half_width(spread, self.difficulty(mean), coverage)
         found = {"dos": mean, "lowest": (mean - half).clamp(min=0), "highest": mean + half}
         arrays = {name: dos_array(_like(epsilon, values)).rename(name) for name, values in found.items()}
         for name in ("lowest", "highest"):
             arrays[name].attrs["long_name"] = f"{name} value of the {100 * coverage:g} % interval of dos"
         return xr.Dataset(arrays, attrs={"coverage": coverage})
+
+    def calibrate(self, epsilon: ArrayLike, dos: ArrayLike, batch_size: int = 256) -> xr.DataArray:
+        """Learn from cells that were not trained on how far predictions are off: `predict_interval` rests on it.
+
+        `finetune` does so with its validation cells. Cells like those to be predicted make the intervals theirs.
+
+        Args:
+            epsilon: relative permittivity, `(sample, x, y)`, of 50 cells or more.
+            dos: their true densities of states D/n, `(sample, frequency)`, on the first 400 scaled frequencies or all.
+            batch_size: as for `predict`.
+
+        Returns:
+            What is predicted for them, as `predict` does.
+
+        Raises:
+            ValueError: as for `predict`; if there are fewer cells, or not as many true densities of states.
+        """
+        mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
+        true = torch.as_tensor(np.asarray(dos, dtype=np.float32))[..., :PREDICTED]
+        if true.shape != mean.shape:
+            raise ValueError(
+                f"`dos` must have shape ({len(mean)}, {PREDICTED} or more), as there are {len(mean)} cells, "
+                f"got {np.shape(dos)}."
+            )
+        self.calibration.fit((mean - true).abs(), spread, self.difficulty(mean))
+        return dos_array(mean.numpy())
 
     def predicted(
         self,
@@ -230,6 +260,11 @@ class Regressor(
                     corrected = (means[-1] - (self.empty_lattice + approximation).float().cpu()).abs()
                     spreads[-1] += functional.linear(corrected, self.thereabouts.float().cpu())
         return torch.cat(means), torch.cat(spreads)
+
+    def difficulty(self, mean: Float[Tensor, "sample 400"]) -> Float[Tensor, " sample"]:
+        """Return how hard cells are to predict: how far their densities of states are from those of uniform ones."""
+        uniform = self.empty_lattice.to(mean) * torch.linalg.det(self.lattice).abs().to(mean)
+        return (mean - uniform).abs()[:, SCORED].mean(1)
 
     def check_physics(self, polarization: str | None, lattice: Float[Tensor, "2 2"]) -> None:
         """Refuse cells whose densities of states the model was not trained for.

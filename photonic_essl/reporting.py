@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 from data_gen.dataset import replaced_when_complete
 from photonic_essl import gallery
 from photonic_essl.bands import widest_dos_gaps
-from photonic_essl.data import Cells, load_cells
+from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder
 from photonic_essl.finetuning import own_network
 from photonic_essl.metrics import relative_errors
@@ -72,7 +73,7 @@ def report(
         "title": Path(run).resolve().name,
         "runs": [one.described() for one in runs],
         "datasets": [{"name": str(data), "role": "test", **_facts(test)}] if test else [],
-        "errors": _errors(models, test, cells, encoder) if models and test else None,
+        "errors": _errors(models, test, cells, encoder) if isinstance(test, LabelledCells) else None,
         "representation": _representation(runs, test, encoder) if test else None,
         "tables": [_table(file) for file in sorted(Path(run).glob("*.csv"))],
     }
@@ -138,7 +139,7 @@ class _Run:
             names = logged_quantities(self.folder)
         except FileNotFoundError:
             return []
-        return [_picture(lambda ax, name=name: draw_training(self.folder, name, ax), (3.8, 2.6)) for name in names]
+        return [_picture(functools.partial(draw_training, self.folder, name), (3.8, 2.6)) for name in names]
 
 
 def _facts(cells: Cells) -> dict[str, Any]:
@@ -146,10 +147,11 @@ def _facts(cells: Cells) -> dict[str, Any]:
     return {"facts": facts, "fingerprint": cells.fingerprint}
 
 
-def _errors(models: list[_Run], test: Cells, count: int, encoder: str | None) -> dict[str, Any]:
+def _errors(models: list[_Run], test: LabelledCells, count: int, encoder: str | None) -> dict[str, Any]:
     """Return the errors of all models on the test cells, and the gallery of the first."""
     true = test.dos.numpy()
-    predicted, compared = {}, {}
+    predicted: dict[str, np.ndarray] = {}
+    compared: dict[str, np.ndarray] = {}
     for model in models:
         regressor = load_regressor(model.folder, model.network(test, encoder))
         regressor.check_physics(test.attributes.get("polarization"), test.lattice)
@@ -187,14 +189,12 @@ def _representation(runs: list[_Run], test: Cells, encoder: str | None) -> dict[
     features = representations(trained, test.epsilon.split(512))
     properties = gallery.cell_properties(test.epsilon[:, 0].numpy())
     coloured = {name: properties[name] for name in ("filling", "contrast")}
-    if test.dos is not None:
+    if isinstance(test, LabelledCells):
         coloured["gap"] = 100 * widest_dos_gaps(test.dos, test.area)
     return {
         "name": chosen.folder.resolve().name,
         "pictures": [
-            _picture(
-                lambda ax, n=name, v=values: draw_representation(features, v, gallery.QUANTITIES[n], ax), (3.8, 3.0)
-            )
+            _picture(functools.partial(draw_representation, features, values, gallery.QUANTITIES[name]), (3.8, 3.0))
             for name, values in coloured.items()
         ],
     }

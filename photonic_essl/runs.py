@@ -110,7 +110,7 @@ class Run:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other runs from a folder; processes of one run, of which the first has the lock, are let through."""
-    if rank_zero_only.rank:
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

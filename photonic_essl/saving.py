@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
@@ -31,12 +31,16 @@ MODEL_CARD = """---
 `run.json`, where it is beside this file, says from what data and with what settings.
 """
 
+Model = TypeVar("Model", bound="SavedModel")
+
 
 class SavedModel(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl"):
     """A model that `save_pretrained` writes to a folder, with a digest that is checked wherever it is loaded.
 
     Subclasses are built from settings that JSON can hold, and from `network`, a network of the user's own or None.
     """
+
+    _hub_mixin_config: dict[str, Any]
 
     def _save_pretrained(self, save_directory: Path) -> None:
         weights = {
@@ -47,7 +51,9 @@ class SavedModel(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl"):
             partial.write_bytes(save(weights, {DIGEST: digest(self._hub_mixin_config, weights)}))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, network: nn.Module | None = None, **download: Any) -> "SavedModel":
+    def from_pretrained(
+        cls: type[Model], path: str | Path, *, network: nn.Module | None = None, **download: Any
+    ) -> Model:
         """Load a model from a folder, or from a repository of the Hugging Face hub.
 
         Args:
@@ -67,7 +73,7 @@ class SavedModel(nn.Module, PyTorchModelHubMixin, library_name="photonic_essl"):
         return load_folder(cls, path, network)
 
 
-def load_folder(kind: type[SavedModel], path: str | Path, network: nn.Module | None = None) -> SavedModel:
+def load_folder(kind: type[Model], path: str | Path, network: nn.Module | None = None) -> Model:
     """Load a model that was saved to a folder.
 
     Args:
@@ -130,7 +136,7 @@ def digest(settings: Any, weights: Mapping[str, Tensor] = MappingProxyType({})) 
     found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in sorted(weights.items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        found.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

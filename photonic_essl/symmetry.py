@@ -15,6 +15,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32, Int64
@@ -56,6 +57,11 @@ class Elements:
 
     def __getitem__(self, part: slice) -> "Elements":
         return Elements(self.labels[part], None if self.quantiles is None else self.quantiles[part])
+
+    def repeated(self, times: int, device: torch.device) -> "Elements":
+        """Return each element so many times in a row, on a device."""
+        labels, quantiles = self.labels.repeat_interleave(times).to(device), self.quantiles
+        return Elements(labels, None if quantiles is None else quantiles.repeat_interleave(times).to(device))
 
 
 class TransformGroup:
@@ -174,13 +180,13 @@ class TransformGroup:
         Returns:
             Transformed cells, on the device of `x`.
         """
-        moved = x
-        if self.order(x.shape[2:]) > 1:
-            source = self._source(elements.labels, x.shape[2:])
+        moved, grid = x, (x.shape[2], x.shape[3])
+        if self.order(grid) > 1:
+            source = self._source(elements.labels, grid)
             moved = x.flatten(2).gather(2, source[:, None].expand(-1, x.shape[1], -1)).view_as(x)
-        if elements.quantiles is None:
+        if elements.quantiles is None or self.permittivity_range is None:
             return moved
-        return moved * self._factors(x, elements.quantiles)
+        return moved * _factors(x, self.permittivity_range, elements.quantiles)
 
     def sample(self, x: Batch, generator: torch.Generator | None = None) -> Batch:
         """Transform each cell of a batch by an element drawn for it alone.
@@ -195,7 +201,7 @@ class TransformGroup:
         Raises:
             ValueError: if the group does not fit the grid.
         """
-        return self.apply(x, self.draw(len(x), tuple(x.shape[2:]), generator, x.device))
+        return self.apply(x, self.draw(len(x), (x.shape[2], x.shape[3]), generator, x.device))
 
     def orbit(self, x: Batch) -> tuple[Float[Tensor, "copy channel x y"], Int64[Tensor, " copy"]]:
         """Transform each cell of a batch by every element.
@@ -212,7 +218,7 @@ class TransformGroup:
         """
         if self.permittivity_range:
             raise ValueError(f"`{self.name}` rescales ε by any factor: it can be sampled, but has no finite orbit.")
-        grid = tuple(x.shape[2:])
+        grid = x.shape[2], x.shape[3]
         self._check_grid(grid)
         labels = torch.arange(self.order(grid), device=x.device)
         source = self._source(labels, grid)[:, None, None].expand(-1, *x.shape[:2], -1)
@@ -232,15 +238,11 @@ class TransformGroup:
         Raises:
             ValueError: if the group does not fit the grid.
         """
-        grid = tuple(x.shape[2:])
+        grid = x.shape[2], x.shape[3]
         if self.permittivity_range is None and self.order(grid) <= count:
             return self.orbit(x)[0].unflatten(0, (-1, len(x)))
-        drawn = self.draw(count - 1, grid, torch.Generator().manual_seed(0))
-        labels, quantiles = (
-            values if values is None else values.repeat_interleave(len(x)).to(x.device)
-            for values in (drawn.labels, drawn.quantiles)
-        )
-        moved = self.apply(x.repeat(count - 1, 1, 1, 1), Elements(labels, quantiles))
+        drawn = self.draw(count - 1, grid, torch.Generator().manual_seed(0)).repeated(len(x), x.device)
+        moved = self.apply(x.repeat(count - 1, 1, 1, 1), drawn)
         return torch.cat([x, moved]).unflatten(0, (count, len(x)))
 
     def compose(self, first: Labels, then: Labels, grid: tuple[int, int]) -> Labels:
@@ -266,7 +268,7 @@ class TransformGroup:
         return self._point_and_shift(labels, grid)[1] / _on_device(tuple(grid), labels.device)
 
     def _steps(self, grid: tuple[int, int]) -> tuple[int, int]:
-        return (self.parts, self.parts) if self.parts else tuple(grid)
+        return (self.parts, self.parts) if self.parts else grid
 
     def _point_and_shift(self, labels: Labels, grid: tuple[int, int]) -> tuple[Labels, Int64[Tensor, "n 2"]]:
         steps = self._steps(grid)
@@ -283,8 +285,8 @@ class TransformGroup:
         """Return which point of the flattened cell each point of the transformed one comes from."""
         point, shift = self._point_and_shift(labels, grid)
         inverse = _on_device(self._inverses, labels.device)[point]
-        twice_centre = tuple(n // 2 * 2 if self._centre_on_point else n - 1 for n in grid)
-        twice_centre = _on_device(twice_centre, labels.device)
+        centre = tuple(n // 2 * 2 if self._centre_on_point else n - 1 for n in grid)
+        twice_centre = _on_device(centre, labels.device)
         offset = (twice_centre - (inverse * twice_centre).sum(2)) // 2 - (inverse * shift[:, None]).sum(2)
         x, y = (torch.arange(points, device=labels.device) for points in grid)
         row, column = (
@@ -295,14 +297,18 @@ class TransformGroup:
         )
         return row.mul_(grid[1]).add_(column).flatten(1)
 
-    def _factors(self, x: Batch, quantiles: Float32[Tensor, " batch"]) -> Float[Tensor, "batch 1 1 1"]:
-        lowest, highest = self.permittivity_range
-        smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
-        return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)
+
+def _factors(
+    x: Batch, permittivity_range: tuple[float, float], quantiles: Float32[Tensor, " batch"]
+) -> Float[Tensor, "batch 1 1 1"]:
+    """Return what keeps each cell within the range, at its quantile of all such factors."""
+    lowest, highest = permittivity_range
+    smallest, largest = (lowest / x.flatten(1).amin(1)).log(), (highest / x.flatten(1).amax(1)).log()
+    return (smallest + quantiles * (largest - smallest)).exp()[:, None, None, None].to(x.dtype)
 
 
 @functools.cache
-def _on_device(values: tuple, device: torch.device) -> Tensor:
+def _on_device(values: tuple[Any, ...], device: torch.device) -> Tensor:
     """Return whole numbers on a device, taken there once: a copy in every step would make a GPU wait for the host."""
     return torch.tensor(values, device=device)
 

@@ -166,6 +166,7 @@ class SeededModule(lightning.LightningModule):
         """Return the optimizer and its schedule."""
         name, learning_rate, weight_decay, momentum = self.optimizer_settings
         groups = self.parameter_groups()
+        optimizer: torch.optim.Optimizer
         if name == "adam":
             optimizer = torch.optim.Adam(groups, learning_rate, weight_decay=weight_decay)
         else:
@@ -256,7 +257,7 @@ class LastCheckpoint(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
         """Write the checkpoint if the last one is old enough, or the run is at its end."""
         module.check_finite()
-        last = trainer.current_epoch + 1 >= trainer.max_epochs
+        last = trainer.current_epoch + 1 >= module.epochs
         due = last or time.monotonic() - self._written >= SECONDS_BETWEEN_CHECKPOINTS
         if trainer.strategy.broadcast(due):
             part = self.run.checkpoint.with_suffix(".part")
@@ -330,7 +331,7 @@ def _trainer(
         # The processes' buffers agree already, and the running statistics need not be sent around at every step.
         strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
         sync_batchnorm=devices > 1 and device == "gpu",
-        precision=precision,
+        precision=precision,  # type: ignore[arg-type]
         max_epochs=module.epochs,
         logger=[
             CSVLogger(run.folder, "logs", number, flush_logs_every_n_steps=1),

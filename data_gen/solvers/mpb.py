@@ -60,7 +60,7 @@ class Worker(Peer):
             raise MPBUnavailableError(MISSING)
         self.version = str(hello["version"])
 
-    def ask(self, **request: np.ndarray) -> dict[str, np.ndarray]:
+    def ask(self, **request: np.ndarray | str) -> dict[str, np.ndarray]:
         """Return the answer to one request; raises `MPBError` if MPB says no or dies."""
         answer = super().ask(**request)
         if answer is None:

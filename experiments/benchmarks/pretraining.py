@@ -43,9 +43,8 @@ def cells(count: int) -> Cells:
     generator = torch.Generator().manual_seed(0)
     pattern = functional.interpolate(torch.rand(count, 1, 8, 8, generator=generator), (32, 32), mode="bicubic") > 0.5
     low, high = torch.rand(2, count, 1, 1, 1, generator=generator) * 19 + 1
-    return Cells(
-        torch.where(pattern, low, high).contiguous(), None, {"family": "blob", "lattice": (1, 0, 0, 1)}, "made up"
-    )
+    attributes = {"family": "blob", "lattice": (1, 0, 0, 1)}
+    return Cells(torch.where(pattern, low, high).contiguous(), attributes, fingerprint="made up")
 
 
 def module(encoder: str, count: int, **settings: int) -> Pretraining:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from experiments.photonics.splits import point_group_copies
-from photonic_essl.data import Cells
+from photonic_essl.data import LabelledCells
 from photonic_essl.finetuning import regression_recipe, split
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error
 from photonic_essl.plane_waves import PlaneWaves
@@ -66,7 +66,7 @@ class EmptyLattice:
 class UncorrectedPlaneWaves:
     """The first approximation of the recipe `few-labels`, which needs no labels."""
 
-    def __init__(self, training: Cells):
+    def __init__(self, training: LabelledCells):
         cutoff = regression_recipe(FEW_LABELS, "none")["plane_waves"]
         self.approximate = PlaneWaves(cutoff, training.grid, training.lattice)
 
@@ -77,7 +77,7 @@ class UncorrectedPlaneWaves:
 class NearestNeighbour:
     """The label of the training cell that is nearest in ε over its mean, over all symmetric copies."""
 
-    def __init__(self, training: Cells):
+    def __init__(self, training: LabelledCells):
         copies = torch.cat([torch.from_numpy(copy.copy()) for copy in point_group_copies(coarse(training.epsilon))])
         self.spectra, self.squares = torch.fft.rfft2(copies), copies.square().sum((1, 2))
         self.dos = training.dos.numpy()
@@ -95,7 +95,7 @@ class NearestNeighbour:
 class OnFeatures:
     """A regressor of scikit-learn, from invariant features to the difference from the empty lattice."""
 
-    def __init__(self, regressor: Any, training: Cells):
+    def __init__(self, regressor: Any, training: LabelledCells):
         self.regressor = make_pipeline(StandardScaler(), regressor)
         self.regressor.fit(features(training.epsilon), training.dos.numpy() - empty_lattice()[:PREDICTED])
 
@@ -151,12 +151,12 @@ def features(epsilon: Tensor) -> np.ndarray:
     return np.concatenate([*orbits, quantiles], axis=1)
 
 
-def ridge(training: Cells, validation: Cells, seed: int) -> Model:
+def ridge(training: LabelledCells, validation: LabelledCells, seed: int) -> Model:
     """Return the ridge regression whose penalty is the best on validation."""
     return best([OnFeatures(Ridge(alpha=penalty), training) for penalty in RIDGE_PENALTIES], validation)
 
 
-def random_forest(training: Cells, validation: Cells, seed: int) -> Model:
+def random_forest(training: LabelledCells, validation: LabelledCells, seed: int) -> Model:
     """Return the random forest whose leaf size is the best on validation."""
     forests = [
         RandomForestRegressor(TREES, min_samples_leaf=size, max_features=1 / 3, random_state=seed)
@@ -165,13 +165,13 @@ def random_forest(training: Cells, validation: Cells, seed: int) -> Model:
     return best([OnFeatures(OnComponents(forest), training) for forest in forests], validation)
 
 
-def gaussian_process(training: Cells, validation: Cells, seed: int) -> Model:
+def gaussian_process(training: LabelledCells, validation: LabelledCells, seed: int) -> Model:
     """Return a Gaussian process whose kernel maximises the likelihood."""
     kernel = ConstantKernel(1.0) * RBF(5.0, (0.1, 1e3)) + WhiteKernel(1e-3, (1e-8, 1.0))
     return OnFeatures(OnComponents(GaussianProcessRegressor(kernel), CELLS_FOR_KERNEL), training)
 
 
-BASELINES: Mapping[str, Callable[[Cells, Cells, int], Model]] = {
+BASELINES: Mapping[str, Callable[[LabelledCells, LabelledCells, int], Model]] = {
     "empty-lattice": lambda training, validation, seed: EmptyLattice(),
     PLANE_WAVES: lambda training, validation, seed: UncorrectedPlaneWaves(training),
     "nearest-neighbour": lambda training, validation, seed: NearestNeighbour(training),
@@ -182,13 +182,13 @@ BASELINES: Mapping[str, Callable[[Cells, Cells, int], Model]] = {
 """How each baseline is made from training cells, validation cells and a seed."""
 
 
-def best(models: list[Model], validation: Cells) -> Model:
+def best(models: list[Model], validation: LabelledCells) -> Model:
     """Return the model with the lowest error on validation cells."""
     return min(models, key=lambda model: relative_error(model.predict(validation.epsilon[:, 0]), validation.dos))
 
 
 def run_baseline(
-    name: str, pool: Cells, validation: Cells, *, labels: int, label_seed: int, seed: int
+    name: str, pool: LabelledCells, validation: LabelledCells, *, labels: int, label_seed: int, seed: int
 ) -> tuple[Model, dict[str, Any]]:
     """Fit a baseline to the draw of labels that the networks are trained on.
 

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from experiments.benchmarks.pretraining import step_seconds
 from experiments.photonics.baselines import BASELINES
 from experiments.photonics.datasets import SPLITS, DatasetPlan
 from experiments.photonics.trials import RECIPES, SUPERVISED, Trial
-from photonic_essl.data import Cells
+from photonic_essl.data import LabelledCells
 from photonic_essl.finetuning import FineTuning, new_regressor, regression_recipe
 from photonic_essl.metrics import PREDICTED, empty_lattice
 from photonic_essl.pretraining import Pretraining, named_groups
@@ -151,6 +150,7 @@ def _regressor(kind: Kind) -> Regressor:
 
 
 @functools.cache
-def _labelled(count: int) -> Cells:
+def _labelled(count: int) -> LabelledCells:
     dos = torch.from_numpy(np.tile(empty_lattice()[:PREDICTED], (count, 1))).float()
-    return replace(made_up_cells(count), dos=dos)
+    cells = made_up_cells(count)
+    return LabelledCells(cells.epsilon, cells.attributes, cells.fingerprint, dos)

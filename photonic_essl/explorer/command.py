@@ -46,7 +46,7 @@ def check_writable(out: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
-        _refuse(out, error.strerror)
+        _refuse(out, str(error.strerror))
 
 
 def _refuse(out: Path, reason: str) -> None:

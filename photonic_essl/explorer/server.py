@@ -98,7 +98,7 @@ class PageHandler(BaseHTTPRequestHandler):
         except ValueError:
             return False
 
-    def _answer(self, status: int, content: dict | None) -> None:
+    def _answer(self, status: int, content: dict[str, Any] | None) -> None:
         self._send(status, json.dumps(content).encode(), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:

@@ -60,7 +60,7 @@ class Predictor:
         except ValueError as error:
             return {"note": f"No prediction: {error}"}
         found = predictions(regressor, epsilon).rename(dos="predicted")
-        return {name: _listed(values.values) for name, values in found.items()}
+        return {str(name): _listed(values.values) for name, values in found.items()}
 
     def describe(self) -> dict[str, Any]:
         """Return what the page says of the models."""
@@ -83,22 +83,23 @@ class Session:
     def __init__(self, models: Sequence[Path], out: Path):
         self.out = out
         self.predictor = Predictor(models) if models else None
-        self.drawing, self.solving, self.comparing = SolverProcess(), SolverProcess(), None
+        self.drawing, self.solving = SolverProcess(), SolverProcess()
+        self.comparing: SolverProcess | None = None
         self.solved: tuple[str, dict[str, np.ndarray]] = ("", {})
         self.choices = json.loads(str(self.drawing.ask("catalogue")["catalogue"])) | {
             "resolution": self.predictor.first.encoder.grid[0] if self.predictor else 32,
             "model": self.predictor and self.predictor.describe(),
             "out": str(out),
         }
-        self.tasks: dict[str, Callable[[str], dict]] = {
+        self.tasks: dict[str, Callable[[str], dict[str, Any]]] = {
             "/draw": self.draw, "/solve": self.solve, "/compare": self.compare, "/save": self.save,
         }  # fmt: skip
         self._warm_up()
 
-    def __enter__(self):
+    def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for process in filter(None, (self.drawing, self.solving, self.comparing)):
             process.close()
 

@@ -25,7 +25,7 @@ class SolverProcess:
     input.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.turn = threading.Condition()
         self.newest, self.busy = 0, False
         self._start()

@@ -70,6 +70,8 @@ class ImageEncoder(Encoder, model_card_template=MODEL_CARD % "Encoder of images"
     """
 
     presets = BACKBONES
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(
         self,

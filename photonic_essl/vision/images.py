@@ -149,7 +149,7 @@ class FileImages:
             ]
 
 
-class _Tasks(Dataset):
+class _Tasks(Dataset[Any]):
     """A function over a list of arguments; what goes wrong with a file comes back as the line that says so."""
 
     def __init__(self, function: Callable[[Any], Any], tasks: Sequence[Any]):
@@ -196,7 +196,7 @@ def _decoded(file: Path) -> Image.Image:
         raise _DamagedFileError(f"{file} is damaged, or no image.") from None
 
 
-def _pixels(image: Image.Image, size: int, box: Sequence[float]) -> Tensor:
+def _pixels(image: Image.Image, size: int, box: tuple[float, float, float, float]) -> Tensor:
     """Return what is in a box (left, top, right, bottom) as uint8, shape `(3, size, size)`."""
     return torch.from_numpy(np.array(image.resize((size, size), Image.Resampling.BICUBIC, box))).permute(2, 0, 1)
 
@@ -218,7 +218,7 @@ def _cropped(
     files, total, part, seed = task
     generator = torch.Generator().manual_seed(seed)
     draws = [augmentation.draw(total, generator)[part] for augmentation in augmentations]
-    crops = [[] for _ in augmentations]
+    crops: list[list[Tensor]] = [[] for _ in augmentations]
     for row, file in enumerate(files):
         image = _decoded(file)
         for augmentation, drawn, views in zip(augmentations, draws, crops):

@@ -55,7 +55,7 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> ImageEncoder:
 
 def _read(source: str | Path) -> dict[str, Tensor]:
     held = read_torch_file(source)
-    state = held.get("backbone", held) if isinstance(held, Mapping) else None
+    state = held.get("backbone", held) if isinstance(held, Mapping) else {}
     stem = state.get("conv1.weight") if isinstance(state, Mapping) else None
     if not isinstance(stem, Tensor) or stem.ndim != 4:
         raise ValueError(f"{source} holds no weights of a ResNet under torchvision's names: there is no conv1.weight.")

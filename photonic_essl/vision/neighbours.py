@@ -2,12 +2,12 @@
 
 import torch
 from lightly.utils.benchmarking.knn import knn_predict
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from photonic_essl.probing import Monitor, representations
 from photonic_essl.training import resolved_device
-from photonic_essl.vision.backbones import load_encoder
+from photonic_essl.vision.backbones import ImageEncoder, load_encoder
 from photonic_essl.vision.datasets import ImageData, load_images
 from photonic_essl.vision.images import FileImages, Images
 
@@ -45,12 +45,12 @@ def knn(
     """
     images, device = load_images(data), resolved_device(device)
     if model is None:
-        described = [pixels(part) for part in (images.train, images.test)]
+        train, test = pixels(images.train), pixels(images.test)
     else:
         loaded = load_encoder(model, encoder).to("cuda" if device == "gpu" else device)
-        described = [features(loaded, part) for part in (images.train, images.test)]
+        train, test = features(loaded, images.train), features(loaded, images.test)
     chosen = default_neighbours(images) if neighbours is None else neighbours
-    accuracy = neighbours_accuracy(*described, images, chosen)
+    accuracy = neighbours_accuracy(train, test, images, chosen)
     print(f"{chosen} nearest neighbours by {model or 'pixels'}: {len(images.test)} test images of {data}")
     print(f"accuracy: {accuracy:.3f}")
     return accuracy
@@ -68,10 +68,10 @@ class NearestNeighbours(Monitor):
         super().__init__(every)
         self.images = images
 
-    def scores(self, encoder: nn.Module) -> dict[str, float]:
+    def scores(self, encoder: ImageEncoder) -> dict[str, float]:
         """Return the accuracy."""
-        described = [features(encoder, part) for part in (self.images.train, self.images.test)]
-        return {"knn_accuracy": neighbours_accuracy(*described, self.images, default_neighbours(self.images))}
+        train, test = features(encoder, self.images.train), features(encoder, self.images.test)
+        return {"knn_accuracy": neighbours_accuracy(train, test, self.images, default_neighbours(self.images))}
 
 
 def default_neighbours(images: ImageData) -> int:
@@ -79,7 +79,7 @@ def default_neighbours(images: ImageData) -> int:
     return min(MOST_NEIGHBOURS, -(-len(images.train) // IMAGES_PER_NEIGHBOUR))
 
 
-def features(encoder: nn.Module, images: Images) -> Tensor:
+def features(encoder: ImageEncoder, images: Images) -> Tensor:
     """Return the representations of images by a frozen encoder, shape `(image, features)`, on the CPU.
 
     Raises:

@@ -131,7 +131,8 @@ def pretrain(
         module.encoder.compile()
     monitor = NearestNeighbours(images, probe_every)
     with run.sitting(data=data):
-        return carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+        carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
+    return module.encoder
 
 
 class ImagePretraining(SelfSupervised):
@@ -150,6 +151,7 @@ class ImagePretraining(SelfSupervised):
     """
 
     noun = "images"
+    encoder: ImageEncoder
 
     def __init__(
         self,

@@ -166,5 +166,3 @@ def test_settings_that_cannot_be_are_refused():
         ContinuousPrediction(group("square"), GRID)
     with pytest.raises(ValueError, match="`off_diagonal_weight` must not be negative, got -1"):
         BarlowTwins(-1)
-    with pytest.raises(ValueError, match="needs an invariance loss, a prediction task, or both"):
-        ESSL(None, None)

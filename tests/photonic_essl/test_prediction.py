@@ -8,7 +8,7 @@ import xarray as xr
 import photonic_essl
 from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune, new_regressor
-from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.metrics import SCORED, empty_lattice, relative_error
 from photonic_essl.prediction import evaluate, predict
 from photonic_essl.regression import Regressor, gaussian_kernel, load_regressor
 from photonic_essl.saving import weights_fingerprint
@@ -163,6 +163,46 @@ def test_intervals_hold_new_cells_and_are_written(calibrated, tmp_path, capsys):
     assert (written["lowest"] <= written["dos"]).all()
     assert (written["dos"] <= written["highest"]).all()
     assert written["highest"].attrs["units"] == written["dos"].attrs["units"]
+
+
+def test_a_model_is_calibrated_anew_on_other_cells(calibrated, tmp_path):
+    model = load_regressor(calibrated)
+    cells = load_cells(write_cells(tmp_path / "cells.nc", 200, seed=7, polarization="tm"), labelled=True)
+    epsilon, twice = cells.epsilon[:, 0], 2 * cells.dos
+    before = model.predict(epsilon)
+    assert within(model, epsilon, twice) < 0.5
+    np.testing.assert_array_equal(model.calibrate(epsilon, twice), before)
+    assert within(model, epsilon, twice) == pytest.approx(0.9, abs=0.03)
+    model.save_pretrained(tmp_path / "model")
+    kept = load_regressor(tmp_path / "model").predict_interval(epsilon)
+    xr.testing.assert_identical(kept, model.predict_interval(epsilon))
+
+
+def within(model, epsilon, dos):
+    interval = model.predict_interval(epsilon)
+    return float(((interval["lowest"] <= dos.numpy()) & (dos.numpy() <= interval["highest"])).values[:, SCORED].mean())
+
+
+@pytest.mark.parametrize(
+    ("cells", "dos", "message"),
+    [
+        (49, (49, 400), "needs 50 cells or more, got 49"),
+        (60, (59, 400), r"`dos` must have shape \(60, 400 or more\), as there are 60 cells, got \(59, 400\)"),
+        (60, (60, 399), r"got \(60, 399\)"),
+    ],
+)
+def test_cells_that_do_not_calibrate_are_refused(calibrated, cells, dos, message):
+    model = load_regressor(calibrated)
+    with pytest.raises(ValueError, match=message):
+        model.calibrate(np.ones((cells, 32, 32)), np.ones(dos))
+
+
+@pytest.mark.parametrize("lattice", [((1.0, 0.0), (0.0, 1.0)), ((1.0, 0.0), (-0.5, 0.75**0.5))])
+def test_uniform_cells_are_the_easiest_on_every_lattice(lattice):
+    model = new_regressor("none", (32, 32), 0, plane_waves=3, lattice=lattice)
+    uniform, _ = model.mean_and_spread(torch.full((1, 1, 32, 32), 2.0))
+    assert float(model.difficulty(uniform)) == pytest.approx(0, abs=1e-5)
+    assert float(model.difficulty(uniform + 0.1)) == pytest.approx(0.1, abs=1e-5)
 
 
 def test_a_model_without_intervals_says_so(finished):
