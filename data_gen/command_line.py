@@ -2,12 +2,14 @@
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -45,12 +47,24 @@ def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> 
         program, commands, arguments = f"{program} {arguments[0]}", group, arguments[1:]
     try:
         name = _command_name(program, commands, arguments[:1])
-        _call(f"{program} {name}", program, _resolve(cast(Command, commands[name])), arguments[1:])
+        with _warnings_on_one_line(program):
+            _call(f"{program} {name}", program, _resolve(cast(Command, commands[name])), arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
         return _report(program, error)
     return 0
+
+
+@contextlib.contextmanager
+def _warnings_on_one_line(program: str) -> Iterator[None]:
+    """Show warnings as errors are shown, without the line of code that they come from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {_one_line(str(message))}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 class _Parser(jsonargparse.ArgumentParser):

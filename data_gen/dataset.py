@@ -322,6 +322,9 @@ def open_dataset(path: str | Path) -> xr.Dataset:
             if name not in dataset.indexes
         }
     )
+    for name in ("lattice", "polarization"):  # cells that are taken out of the file still say what they are
+        if name in dataset.attrs:
+            dataset["epsilon"].attrs[name] = dataset.attrs[name]
     return dataset
 
 
@@ -337,6 +340,8 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
     for name, variable in VARIABLES.items():
         if name in dataset and dataset[name].dims != variable.dimensions:
             raise ValueError(f"{path}: `{name}` must have dimensions {variable.dimensions}, got {dataset[name].dims}")
+        if name in dataset and variable.dtype.startswith("f") and dataset[name].dtype.kind not in "fiu":
+            raise ValueError(f"{path}: `{name}` must hold real numbers, got {dataset[name].dtype}")
     lattice = np.asarray(dataset.attrs["lattice"])
     if lattice.shape != (4,) or lattice.dtype.kind not in "fiu" or not np.isfinite(lattice).all():
         raise ValueError(f"{path}: `lattice` must be four finite numbers, one vector after the other, got {lattice}")
@@ -398,10 +403,15 @@ class _Checked:
         except Exception as error:  # what HDF5 raises names neither the file nor the variable
             raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
         checked = values.dtype.kind == "f" and self.variable.dims[:1] == ("sample",)
-        if checked and self.solved is not None and not np.isfinite(values[self.solved[key[0]]]).all():
-            raise ValueError(
-                f"{self.path}: `{self.name}` holds numbers that are not finite in samples that count as solved"
-            )
+        if checked and self.solved is not None:
+            solved = np.flatnonzero(self.solved[key[0]])
+            finite = np.isfinite(values[solved]).all(axis=tuple(range(1, values.ndim)))
+            if not finite.all():
+                sample = np.arange(len(self.solved))[key[0]][solved[~finite][0]]
+                raise ValueError(
+                    f"{self.path}: `{self.name}` holds numbers that are not finite in sample {sample}, which counts as "
+                    f"solved (`status` {STATUS_SOLVED})"
+                )
         return values
 
     def lazily(self) -> "dask.array.Array":

@@ -24,7 +24,7 @@ from data_gen.generation import label_provenance
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import SymmetryPath, basis_vectors, half_grid, symmetry_path
 from data_gen.messages import end_with_parent, read_message, write_message
-from data_gen.plane_groups import PLANE_GROUPS, point_group
+from data_gen.plane_groups import PLANE_GROUPS, grid_point_group
 from data_gen.solvers import solver_module
 from data_gen.solvers.equivalence import equivalence
 from data_gen.solvers.smoothing import block_mean
@@ -91,7 +91,7 @@ class ChosenCell:
     @property
     def symmetry(self) -> np.ndarray | None:
         """The point group that spares wavevectors: the family's; none is taken for granted of what is painted."""
-        return None if any(self.painted) else point_group(self.unit_cells.plane_group)
+        return None if any(self.painted) else grid_point_group(self.unit_cells.plane_group)
 
     @functools.cached_property
     def drawn(self) -> UnitCell:

@@ -8,7 +8,6 @@ Chunks depend on the plan alone, never on the workers, so that the file is the s
 import functools
 import numbers
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -32,8 +31,9 @@ from data_gen.dataset import (
 from data_gen.dos import SMOOTHING, scaled_frequencies
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
-from data_gen.plane_groups import point_group
-from data_gen.shards import Chunk, Shards, open_shards
+from data_gen.plane_groups import grid_point_group
+from data_gen.provenance import package_commit
+from data_gen.shards import COMMIT, Chunk, Shards, open_shards
 from data_gen.solvers import mpb, solver_version
 from data_gen.solvers.contract import SolverError, mode_count
 from data_gen.solvers.smoothing import block_mean
@@ -185,7 +185,7 @@ def generate(
     else:
         with open_shards(out, attributes) as shards:
             _fill(shards, plan, workers, scheduler)
-            failed = _assemble(out, shards, plan, attributes)
+            failed = _assemble(out, shards, plan)
         print(f"wrote {out}: {samples} cells of {family}, {failed} failed")
     if failed:
         raise RuntimeError(f"{failed} of {samples} cells failed; `status` and `error_message` say which and why")
@@ -205,7 +205,7 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "fine_samples_per_pixel": FINE_SAMPLES_PER_PIXEL,
         "lattice": basis_vectors(family.lattice).reshape(-1).tolist(),
         "package_version": version("photonic_essl"),
-        "package_commit": _commit(),
+        COMMIT: package_commit() or "unknown",
         "command": plan.command(),
     }
     return attributes if plan.labels is None else attributes | label_provenance(plan.labels)
@@ -239,7 +239,7 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
         basis=basis,
         resolution=plan.resolution,
         settings=plan.labels,
-        point_group=point_group(family.plane_group),
+        point_group=grid_point_group(family.plane_group),
         keep_bands=plan.keep_bands,
     )
     try:
@@ -291,7 +291,7 @@ def _fill(shards: Shards, plan: Plan, workers: int | None, scheduler: str | None
             progress.update(chunk[1] - chunk[0])
 
 
-def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict[str, Any]) -> int:
+def _assemble(out: Path, shards: Shards, plan: Plan) -> int:
     """Put the file together from the shards; return how many cells failed."""
     failed = 0
 
@@ -309,7 +309,8 @@ def _assemble(out: Path, shards: Shards, plan: Plan, attributes: dict[str, Any])
         fixed["frequency"] = scaled_frequencies()
     if plan.keep_bands:
         fixed["wavevector"] = plan.wavevectors
-    write_dataset(out, blocks(), samples=plan.samples, variables=plan.variables(), fixed=fixed, attributes=attributes)
+    described: dict[str, Any] = {"variables": plan.variables(), "fixed": fixed, "attributes": shards.plan}
+    write_dataset(out, blocks(), samples=plan.samples, **described)
     return failed
 
 
@@ -323,21 +324,8 @@ def _failed_in_finished(out: Path, attributes: dict[str, Any]) -> int | None:
         found = {name: np.asarray(value).tolist() for name, value in dataset.attrs.items()}
         failed = int((dataset["status"].values == STATUS_FAILED).sum())
     for name, value in attributes.items():
-        if name != "package_commit" and found.get(name) != value:
+        if name != COMMIT and found.get(name) != value:
             raise ValueError(
                 f"{out} exists, with {name} {found.get(name)!r}, and this run asks for {value!r}; remove it first"
             )
     return failed
-
-
-def _commit() -> str:
-    """Return the commit of the checkout that the package runs from, or "unknown" outside of one.
-
-    This file is asked for too, as the package may be installed in a folder of somebody else's repository.
-    """
-    here = Path(__file__)
-    command = ["git", "-C", str(here.parent), "rev-parse", "HEAD", f"HEAD:./{here.name}"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

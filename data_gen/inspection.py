@@ -11,11 +11,12 @@ from data_gen.dataset import STATUS_FAILED, VARIABLES, open_dataset
 
 if TYPE_CHECKING:  # drawing is seldom asked for, and matplotlib slow to import
     from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
 PICTURES = (".png", ".pdf", ".svg")
 COLOURS = {"tm": "#0072B2", "te": "#CC3311"}
-COLOUR_MAP, EPSILON_RANGE = "cividis", (1, 20)
+COLOUR_MAP = "cividis"
 
 
 def info(file: Path, /) -> None:
@@ -85,11 +86,12 @@ def _sheet(shown: xr.Dataset, name: str) -> "Figure":
     if labelled:
         words += [str(shown.attrs.get("polarization", "")).upper(), "dashed: empty lattice"]
     figure.suptitle(", ".join(filter(None, words)))
+    scale = Normalize(float(shown["epsilon"].min()), float(shown["epsilon"].max()))
     for index in range(shown.sizes["sample"]):
         row, column = divmod(index, columns)
         axes = figure.add_subplot(grid[row, column * width])
         axes.set_title(f"cell {index}")
-        _draw_cell(axes, shown.isel(sample=index))
+        _draw_cell(axes, shown.isel(sample=index), scale)
         if labelled:
             axes = figure.add_subplot(grid[row, column * width + 1])
             _draw_density(axes, shown.isel(sample=index))
@@ -97,17 +99,17 @@ def _sheet(shown: xr.Dataset, name: str) -> "Figure":
                 axes.set_xlabel("scaled frequency ωn (2πc/a)", fontsize=8)
             if column == 0:
                 axes.set_ylabel("D/n (a/2πc)", fontsize=8)
-    scale = ScalarMappable(Normalize(*EPSILON_RANGE), COLOUR_MAP)
-    figure.colorbar(scale, ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01)
+    figure.colorbar(
+        ScalarMappable(scale, COLOUR_MAP), ax=figure.axes, label="relative permittivity ε", shrink=0.6, pad=0.01
+    )
     return figure
 
 
-def _draw_cell(axes: "Axes", cell: xr.Dataset) -> None:
+def _draw_cell(axes: "Axes", cell: xr.Dataset, scale: "Normalize") -> None:
     """Draw the permittivity on the cell's lattice."""
     edges = [np.linspace(-0.5, 0.5, points + 1) for points in cell["epsilon"].shape]
     x, y = np.moveaxis(np.stack(np.meshgrid(*edges, indexing="ij"), axis=-1) @ _lattice(cell), -1, 0)
-    lowest, highest = EPSILON_RANGE
-    axes.pcolormesh(x, y, cell["epsilon"].values, vmin=lowest, vmax=highest, cmap=COLOUR_MAP, rasterized=True)
+    axes.pcolormesh(x, y, cell["epsilon"].values, norm=scale, cmap=COLOUR_MAP, rasterized=True)
     axes.set_aspect("equal")
     axes.axis("off")
 

@@ -107,7 +107,8 @@ def label(
     settings.check()
     cells = as_tensor(epsilon)
     single = cells.ndim == 2
-    arrays = label_cells(cells[None] if single else cells, basis_vectors(lattice), resolution, settings)
+    basis = basis_vectors(lattice)
+    arrays = label_cells(cells[None] if single else cells, basis, resolution, settings)
     lead = () if single else ("sample",)
     dos, error, covered = (
         arrays[name][0] if single else arrays[name] for name in ("dos", "dos_error", "covered_frequency")
@@ -121,7 +122,12 @@ def label(
         coords={
             "frequency": ("frequency", scaled_frequencies(), {"units": "2πc/a", "long_name": "scaled frequency ωn"})
         },
-        attrs={"solver": solver, "polarization": polarization, "smoothing": smoothing},
+        attrs={
+            "lattice": basis.reshape(-1).tolist(),
+            "solver": solver,
+            "polarization": polarization,
+            "smoothing": smoothing,
+        },
     )
 
 
@@ -141,8 +147,8 @@ def label_cells(
         basis: lattice vectors, shape `(2, 2)`, one a row.
         resolution: pixels along x, where `cells` are finer by a whole factor.
         settings: how.
-        point_group: operations on fractional coordinates that every cell has, `(operation, 2, 2)`: only wavevectors
-            that they do not make equivalent are solved.
+        point_group: operations on fractional coordinates that every cell has, pixel by pixel, `(operation, 2, 2)`:
+            only wavevectors that they do not make equivalent are solved.
         keep_bands: whether to return the bands on the whole grid too; needs `settings.k_points`.
 
     Returns:

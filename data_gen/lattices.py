@@ -20,8 +20,9 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
     """Return the lattice basis, one vector a row.
 
     Args:
-        lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a. The vectors of the
-            hexagonal (triangular) lattice are 120° apart: (1, 0) and (-½, √3/2).
+        lattice: a name of `LATTICES`, or basis vectors of shape `(2, 2)`, one a row, in units of a (or their four
+            numbers, as dataset files have them). The vectors of the hexagonal (triangular) lattice are 120° apart:
+            (1, 0) and (-½, √3/2).
 
     Returns:
         Basis vectors, one a row, in units of a.
@@ -37,6 +38,8 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
             )
         return np.array(LATTICES[lattice])
     basis = np.asarray(lattice, dtype=np.float64)
+    if basis.shape == (4,):  # as files have it
+        basis = basis.reshape(2, 2)
     if basis.shape != (2, 2) or not np.isfinite(basis).all() or abs(np.linalg.det(basis)) < 1e-6:
         raise ValueError(f"`lattice` must be two finite, independent vectors of shape (2, 2), got {lattice!r}.")
     return basis

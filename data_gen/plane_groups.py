@@ -76,6 +76,25 @@ def point_group(plane_group: str) -> np.ndarray:
     return rotations[np.sort(first)]
 
 
+def grid_point_group(plane_group: str) -> np.ndarray:
+    """Return those rotation parts of a plane group that a cell still has once it is made of pixels.
+
+    Pixels are parallelograms along the lattice vectors. Threefold and sixfold operations do not map one onto another,
+    and so a cell on the hexagonal lattice has those to the error of the grid only.
+
+    Args:
+        plane_group: a name of `PLANE_GROUPS`.
+
+    Returns:
+        R that take lattice vectors to lattice vectors or their opposites, `(operation, 2, 2)`, the identity first.
+
+    Raises:
+        ValueError: if there is no such plane group.
+    """
+    rotations = point_group(plane_group)
+    return rotations[np.abs(rotations).sum(axis=(1, 2)) == 2]
+
+
 def symmetrise(coefficients: np.ndarray, plane_group: str) -> np.ndarray:
     """Return the Fourier sum averaged over the operations of a plane group.
 

@@ -15,12 +15,20 @@ from data_gen.dataset import replaced_when_complete
 
 Chunk = tuple[int, int]
 
+COMMIT = "package_commit"
+"""The one entry of a plan that may change while a run is stopped: it then names each commit that was at work."""
+
 
 class Shards:
-    """Shards of one run; made by `open_shards`, which holds the folder's lock."""
+    """Shards of one run; made by `open_shards`, which holds the folder's lock.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Attributes:
+        folder: where they are.
+        plan: what decides the file's bytes, and which code was at work.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any]):
+        self.folder, self.plan = folder, plan
 
     def write(self, chunk: Chunk, arrays: dict[str, np.ndarray]) -> None:
         """Put the arrays of a chunk on disk, whole or not at all; raises `OSError` if that fails."""
@@ -65,8 +73,7 @@ def open_shards(out: Path, plan: dict[str, Any]) -> Iterator[Shards]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"another run is at work on {out} right now") from None
-        _agree(folder, out, plan)
-        yield Shards(folder)
+        yield Shards(folder, _agreed(folder, out, plan))
         for file in set(folder.iterdir()) - {folder / "lock"}:
             file.unlink()
     with contextlib.suppress(OSError):  # the next run may have begun
@@ -74,15 +81,11 @@ def open_shards(out: Path, plan: dict[str, Any]) -> Iterator[Shards]:
         folder.rmdir()
 
 
-def _agree(folder: Path, out: Path, plan: dict[str, Any]) -> None:
-    """Write the plan into a folder without shards; in one that has some, check that it is the same."""
+def _agreed(folder: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Write the plan into a folder and return it; in a folder that has shards, check first that theirs is the same."""
     path = folder / "plan.json"
-    if not any(folder.glob("*.shard")):
-        with replaced_when_complete(path) as partial:
-            partial.write_text(json.dumps(plan, indent=1))
-        return
-    found = json.loads(path.read_text())
-    differences = [key for key in plan if found.get(key) != plan[key]]
+    found = json.loads(path.read_text()) if any(folder.glob("*.shard")) else plan
+    differences = [key for key in plan if key != COMMIT and found.get(key) != plan[key]]
     if differences:
         there = ", ".join(f"{key} {found.get(key)!r}" for key in differences)
         asked = ", ".join(f"{key} {plan[key]!r}" for key in differences)
@@ -90,3 +93,9 @@ def _agree(folder: Path, out: Path, plan: dict[str, Any]) -> None:
             f"an unfinished run for {out} has {there}, and this one asks for {asked}; "
             f"run it with the first settings to finish it, or remove {folder}"
         )
+    if COMMIT in plan:
+        commits = [*found.get(COMMIT, plan[COMMIT]).split(", "), plan[COMMIT]]
+        plan = plan | {COMMIT: ", ".join(dict.fromkeys(commits))}
+    with replaced_when_complete(path) as partial:
+        partial.write_text(json.dumps(plan, indent=1))
+    return plan

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from data_gen.labels import LabelSettings, density, distance, label_cells
 from data_gen.lattices import basis_vectors, half_grid
-from data_gen.plane_groups import point_group
+from data_gen.plane_groups import grid_point_group
 from data_gen.solvers import mpb, solver_module
 from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import family_of
@@ -87,7 +87,7 @@ def _deviations(
     fine = torch.from_numpy(family.draw(int(settings["seed"]), index, resolution).epsilon)[None]
     basis = basis_vectors(family.lattice)
     labels = LabelSettings(**{field.name: _setting(settings[field.name]) for field in fields(LabelSettings)})
-    again = label_cells(fine, basis, resolution, labels, point_group=point_group(family.plane_group))["dos"]
+    again = label_cells(fine, basis, resolution, labels, point_group=grid_point_group(family.plane_group))["dos"]
     own, other = (
         solver_module(name).solve_bands(
             fine,

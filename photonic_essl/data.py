@@ -13,6 +13,9 @@ from jaxtyping import Float32, Float64
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from photonic_essl.metrics import FREQUENCIES, PREDICTED
 
+MOST_NEGATIVE = 1e-3
+"""By how much a label may be below 0, as extrapolation in k may leave it in a gap."""
+
 MEAN_TOLERANCE = 1e-3
 """Relative; a cell that was sampled more finely than the file holds it may have a slightly different mean."""
 
@@ -132,4 +135,7 @@ def _labels(dataset: xr.Dataset, path: str | Path) -> np.ndarray:
                 f"{path} has labels of too few bands: in {short} cells they cover ωn to {covered.min():.3f} or more, "
                 f"networks predict up to {FREQUENCIES[PREDICTED - 1]:.3f}; give `data-gen generate` more --bands."
             )
-    return np.ascontiguousarray(dataset["dos"].values[:, :PREDICTED], dtype=np.float32)
+    dos = np.ascontiguousarray(dataset["dos"].values[:, :PREDICTED], dtype=np.float32)
+    if (negative := dos.min(initial=0)) < -MOST_NEGATIVE:
+        raise ValueError(f"{path}: `dos` must not be negative, got {negative:g}.")
+    return dos

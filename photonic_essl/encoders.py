@@ -224,7 +224,10 @@ class Encoder(
         self.permittivity_range = tuple(permittivity_range)
         self.standardise = STANDARDISATIONS.get(name, FixedRange)(permittivity_range)
         if network is None and name not in self.presets:
-            raise ValueError(f"the network of the encoder {name!r} is not a preset, and has to be given.")
+            raise ValueError(
+                f"the network of the encoder {name!r} is not a preset, and has to be given: `encoder` of a command, "
+                "`network` in Python."
+            )
         self.network = self.presets[name](self.seen, self.grid) if network is None else network
         self.features = self._features()
 

@@ -1,6 +1,7 @@
 """Fine-tuning: a regressor of the density of states from a few labelled cells."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ from torch.nn import functional
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder, make_network
-from photonic_essl.metrics import relative_error
+from photonic_essl.metrics import relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit, resolved_precision
+from photonic_essl.training import DivergenceError, SeededModule, derived_seed, fit, resolved_precision
 
 VALIDATION_CELLS = 500
 """At most this many cells of the labelled file are kept for validation."""
+
+CELLS_LOOKED_AT, IMPLAUSIBLE_ERROR = 50, 0.1
+"""Labels of so many cells are compared with plane waves, which err by less than a per cent as a rule."""
 
 ROUNDS = 100
 """At most this many times the model is validated in a run."""
@@ -151,6 +155,7 @@ def finetune(
     regressor = new_regressor(name, cells.grid, seed, **shape, invariance=augmentation.name, **physics)
     if start:
         copy_weights(start, regressor)
+    warn_of_labels_of_others(regressor, trained_on)
     if compile:
         regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
@@ -191,6 +196,20 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
     )
     if not calibrated:
         print(f"It has no intervals: they need {FEWEST_CELLS} validation cells.")
+
+
+def warn_of_labels_of_others(regressor: Regressor, cells: LabelledCells) -> None:
+    """Warn where plane waves are so far from the labels that these are hardly those of the cells."""
+    if regressor.approximate is None:
+        return
+    some = slice(0, CELLS_LOOKED_AT)
+    errors = relative_errors(regressor.uncorrected(cells.epsilon[some, 0]), cells.dos[some])
+    if (median := float(np.median(errors))) > IMPLAUSIBLE_ERROR:
+        warnings.warn(
+            f"plane waves differ from the labels by {100 * median:.0f} % (median of {len(errors)} cells): are the "
+            "lattice, the order of the axes, the polarization and the scale of `dos` those of the cells?",
+            stacklevel=2,
+        )
 
 
 def regression_recipe(name: str, encoder: str) -> dict[str, Any]:
@@ -395,7 +414,13 @@ class BestOnValidation(lightning.Callback):
         module.report(validation_relative_error=self._validate(module, trainer.current_epoch + 1))
 
     def _validate(self, module: FineTuning, epoch: int) -> float:
-        error = relative_error(module.regressor.predicted(self.cells.epsilon, self.approximations), self.cells.dos)
+        predicted = module.regressor.predicted(self.cells.epsilon, self.approximations)
+        if not np.isfinite(predicted).all():
+            raise DivergenceError(
+                f"predictions are not finite after epoch {epoch}; the last good checkpoint is kept. "
+                "Try a lower learning rate."
+            )
+        error = relative_error(predicted, self.cells.dos)
         if error < self.error:
             weights = {name: value.detach().cpu().clone() for name, value in module.regressor.state_dict().items()}
             self.error, self.epoch, self.weights = error, epoch, weights

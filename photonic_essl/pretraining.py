@@ -1,6 +1,7 @@
 """Self-supervised pre-training of an encoder on unlabelled cells: E-SSL and what it is compared with."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,7 @@ class SelfSupervised(SeededModule):
             self.make_heads(settings)
         if task:
             check_can_tell_apart(self.encoder, predicted, few)
+            warn_of_equal_copies(predicted, few)
 
     def seen(self, rows: Tensor, part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Return two views of each sample of this process, and what its transformed copies are made from.
@@ -395,4 +397,24 @@ def check_can_tell_apart(encoder: Encoder, asked: TransformGroup, cells: Tensor,
         raise ValueError(
             f"the encoder `{encoder.name}` is invariant by construction to `{asked.name}`: it can only guess which "
             "element was applied. Predict another group, or take an encoder that keeps the layout of the cell."
+        )
+
+
+def warn_of_equal_copies(asked: TransformGroup, cells: Tensor) -> None:
+    """Warn where cells are symmetric under what is asked for, so that not every answer can be right.
+
+    Args:
+        asked: the group whose elements are to be predicted.
+        cells: a few cells, shape `(batch, channel, x, y)`.
+    """
+    if asked.order((cells.shape[2], cells.shape[3])) > LARGEST_ORBIT:
+        return
+    copies = asked.orbit(cells)[0].unflatten(0, (-1, len(cells))).flatten(2)
+    different = sum(len(torch.unique(copies[:, cell], dim=0)) for cell in range(len(cells)))
+    right = different / (copies.shape[0] * copies.shape[1])
+    if right < 1:
+        warnings.warn(
+            f"cells look the same under several elements of `{asked.name}`: of the first {len(cells)}, at most "
+            f"{100 * right:.0f} % of the answers can be right.",
+            stacklevel=2,
         )

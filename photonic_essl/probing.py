@@ -1,6 +1,7 @@
 """How good a representation is while it is being learnt: regression from it, frozen, of the density of states."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from photonic_essl.data import LabelledCells
 from photonic_essl.encoders import evaluating
 from photonic_essl.metrics import empty_lattice, relative_error
-from photonic_essl.training import SeededModule
+from photonic_essl.training import DivergenceError, SeededModule
 
 
 class Monitor(lightning.Callback):
@@ -36,10 +37,19 @@ class Monitor(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: SeededModule) -> None:
         """Score the representation, and log the scores."""
+        module.check_finite()
         epoch = trainer.current_epoch + 1
         if epoch % self.every == 0 or epoch == module.epochs:
             self.last = self.scores(module.get_submodule("encoder"))
             module.report(**self.last)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has to survive a stop."""
+        return {"last": self.last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what survived a stop."""
+        self.last = state["last"]
 
 
 class Probe(Monitor):
@@ -86,8 +96,15 @@ def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tens
     Args:
         encoder: on any device; its mode is put back.
         batches: what it sees at a time, shape `(batch, channel, x, y)` each.
+
+    Raises:
+        DivergenceError: if they are not finite.
     """
     weight = next(encoder.parameters())
     with evaluating(encoder):
-        parts = [encoder(batch.to(weight)).cpu() for batch in batches]
-    return torch.cat(parts)
+        found = torch.cat([encoder(batch.to(weight)).cpu() for batch in batches])
+    if not torch.isfinite(found).all():
+        raise DivergenceError(
+            "the encoder's representations are not finite: it has diverged. Try a lower learning rate."
+        )
+    return found

@@ -144,14 +144,16 @@ class Regressor(
 
         Args:
             epsilon: relative permittivity of one cell, shape `(x, y)`, or of several, `(sample, x, y)`, on the grid
-                that the model was trained on; numpy, torch or xarray.
+                that the model was trained on; numpy, torch or xarray. Arrays that do not say so are taken to be of the
+                model's lattice.
             batch_size: cells at a time, symmetric copies included.
 
         Returns:
             D/n with dimensions `(frequency)` or `(sample, frequency)`, float32, on the scaled frequencies below 0.96.
 
         Raises:
-            ValueError: if the shape does not fit the model, or a value is not real, finite and positive.
+            ValueError: if the shape does not fit the model, or a value is not real, finite and positive; if cells that
+                `data_gen.open_dataset` gave are of another lattice or polarization than the model's.
 
         Warns:
             UserWarning: if cells are outside of what the model was made for.
@@ -304,6 +306,9 @@ class Regressor(
 
     def _checked(self, epsilon: ArrayLike) -> Tensor:
         """Return the cells as the model sees them."""
+        if isinstance(epsilon, xr.DataArray) and "lattice" in epsilon.attrs:  # as those of `open_dataset` have
+            lattice = torch.tensor(np.reshape(epsilon.attrs["lattice"], (2, 2)))
+            self.check_physics(epsilon.attrs.get("polarization"), lattice)
         if np.iscomplexobj(epsilon):
             raise ValueError(f"`epsilon` must be real, got {np.asarray(epsilon).dtype}.")
         cells = torch.from_numpy(np.ascontiguousarray(epsilon, dtype=np.float32))
@@ -315,8 +320,7 @@ class Regressor(
             )
         if not (torch.isfinite(cells) & (cells > 0)).all():
             raise ValueError(f"`epsilon` must be finite and positive everywhere, got {float(cells.min()):g}.")
-        cells = cells.reshape(-1, 1, *grid)
-        return cells
+        return cells.reshape(-1, 1, *grid)
 
 
 def gaussian_kernel(deviation: float) -> Float32[Tensor, "400 400"]:

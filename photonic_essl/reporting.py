@@ -177,7 +177,8 @@ def _errors(models: list[_Run], test: LabelledCells, count: int, encoder: str | 
 
 def _representation(runs: list[_Run], test: Cells, encoder: str | None) -> dict[str, Any] | None:
     """Return pictures of the representation by the pre-trained encoder, or else by that of the first model with one."""
-    finished = [one for one in runs if one.record["finished"] and one.record["settings"]["encoder"] != "none"]
+    of_cells = [one for one in runs if one.record["command"] in ("pretrain", "finetune") and one.record["finished"]]
+    finished = [one for one in of_cells if one.record["settings"]["encoder"] != "none"]
     if not finished:
         return None
     chosen = next((one for one in finished if one.record["command"] == "pretrain"), finished[0])

@@ -6,7 +6,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from data_gen.dataset import partial_of, replaced_when_complete
+from data_gen.provenance import package_commit
 from photonic_essl.saving import DIGEST, digest
 
 RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
@@ -190,7 +190,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
-        "commit": _commit(),
+        "commit": package_commit(),
         "hardware": {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -198,19 +198,3 @@ def environment() -> dict[str, Any]:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
-
-
-def _commit() -> str | None:
-    """Return the commit of the package's own repository, None where it was installed without one."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # It may be installed in a folder of somebody else's repository, which has no such file.
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10, check=True)
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip()

@@ -442,7 +442,8 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     if family not in PUBLISHED_GROUPS:
         raise ValueError(
             f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}: name "
-            "the invariance group, and for pre-training that predicts the equivariance group."
+            "`invariance`, such as `mirrors * quarter-turns` (or, to fine-tune, `lattice`: all that no density of "
+            "states sees), and, for pre-training that predicts, `equivariance`, such as `translations/2`."
         )
     invariance, equivariance = PUBLISHED_GROUPS[family]
     return group(invariance), group(equivariance)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_gen.lattices import basis_vectors
+from data_gen.lattices import basis_vectors, half_grid
 from data_gen.solvers import patches
 from data_gen.solvers.bloch import BlochOperator, Grid, TransverseElectric, TransverseMagnetic
 from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
-from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
+from data_gen.solvers.reduction import BETWEEN, Reduction, error_estimate, extend, first_reduction, ritz_modes
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 from data_gen.solvers.zone import Zone
 
@@ -29,6 +29,10 @@ _PATCHES = ((5, 2.5), (5, 4.0), (9, 4.0), (1, np.inf))
 # Where the error of the basis is estimated, far from where modes are sampled: a set that the symmetries of the square
 # leave as it is, at which the estimate is a quarter of the largest, or more, in nearly all cells.
 _CHECKED = np.array([(0.36, 0.24), (0.24, 0.36), (0.36, -0.24), (0.24, -0.36), (0.48, 0.48), (0.48, -0.48)])
+# In an elongated cell all modes sampled may be of the kind that varies along it, so that others are missed anywhere in
+# the zone: the estimate is taken all over it, and modes are added where it is worst.
+_ELONGATED = 1.1  # ratio of the lengths of the reciprocal vectors
+_ALL_OVER, _WORST = half_grid(15), 8
 _SAFETY = 3.0  # of that estimate
 _BASIS_SHARE = 0.7  # of the tolerance, at most
 _ROUNDING = 1e-11  # no frequency is better than that
@@ -100,14 +104,18 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
     answer = Bands(empty(shape), empty((*shape, 2)), empty(shape[:1]))
     pending = torch.arange(len(medium), device=medium.device)
     reductions = []
+    elongated = _is_elongated(zone.grid)
+    checked = zone.cartesian(_ALL_OVER if elongated else _CHECKED)
+    poorest = checked[:_WORST]
     for turn in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], zone.grid, polarization)
         if turn == 0:
             reduction = first_reduction(operator, polarization, bands)
         else:
-            reduction = extend(operator, reduction, bands, turn - 1)
-        error = error_estimate(operator, reduction, zone.cartesian(_CHECKED), bands).amax((1, 2))
-        error = _SAFETY * error + _ROUNDING
+            between = zone.cartesian(np.array(BETWEEN[(turn - 1) % len(BETWEEN)]))
+            reduction = extend(operator, reduction, bands, poorest if elongated else between)
+        estimate = error_estimate(operator, reduction, checked, bands).amax(2)
+        error = _SAFETY * estimate.amax(1) + _ROUNDING
         answer.error[pending] = error
         done = error <= _BASIS_SHARE * tolerance
         _solve_reduced(answer, pending[done], reduction.select(done), error[done], zone, tolerance)
@@ -116,6 +124,8 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         pending, reduction = pending[~done], reduction.select(~done)
         if not len(pending):
             break
+        if elongated:
+            poorest = checked[estimate[~done].amax(0).topk(_WORST).indices]
     if len(pending):
         worst = int(pending[answer.error[pending].argmax()])
         raise ConvergenceError(
@@ -131,6 +141,11 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         frequency = _HellmannFeynman.apply(medium, answer.frequency, reductions, zone, polarization)
         answer = answer._replace(frequency=frequency)
     return answer
+
+
+def _is_elongated(grid: Grid) -> bool:
+    lengths = grid.reciprocal.norm(dim=1)
+    return bool(lengths.max() > _ELONGATED * lengths.min())
 
 
 def _operator(medium: torch.Tensor, grid: Grid, polarization: str) -> BlochOperator:

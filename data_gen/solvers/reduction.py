@@ -71,15 +71,13 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     return _reduction(operator, constant, real_fields, size - 1)
 
 
-def extend(operator: BlochOperator, reduction: Reduction, bands: int, turn: int) -> Reduction:
-    """Add what one correction of the modes between the symmetric points holds beyond the basis."""
-    grid, modes = operator.grid, _sampled(bands)
-    size = reduction.fields.shape[1]
+def extend(operator: BlochOperator, reduction: Reduction, bands: int, k: Wavevectors) -> Reduction:
+    """Add what one correction of the modes at some wavevectors, Cartesian, holds beyond the basis."""
+    modes, size = _sampled(bands), reduction.fields.shape[1]
     if size == operator.dimension:
         return reduction
     if size + 2 * modes >= operator.dimension:
         return _whole_space(operator)
-    k = torch.tensor(BETWEEN[turn % len(BETWEEN)], dtype=torch.float64, device=grid.reciprocal.device) @ grid.reciprocal
     eigenvalue, fields = ritz_modes(reduction, k, modes)
     fields = _weighted(operator, operator.correction(fields, eigenvalue, k), eigenvalue, bands, normalise=False)
     fields = fields.flatten(1, 2)

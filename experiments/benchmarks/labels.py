@@ -19,7 +19,7 @@ import torch
 from data_gen.dos import integrate, scaled_frequencies
 from data_gen.labels import LabelSettings, distance, label_cells
 from data_gen.lattices import basis_vectors, half_grid
-from data_gen.plane_groups import point_group
+from data_gen.plane_groups import grid_point_group
 from data_gen.solvers import rbme
 from data_gen.unit_cells import unit_cell_family
 
@@ -45,7 +45,7 @@ def density(cell: torch.Tensor, n: int) -> torch.Tensor:
 def measure(family: str, seed: int, cells: int) -> dict[str, np.ndarray]:
     """Return one array over cells for each quantity."""
     rows = []
-    group = point_group(unit_cell_family(family).plane_group)
+    group = grid_point_group(unit_cell_family(family).plane_group)
     for index in range(cells):
         cell = torch.from_numpy(unit_cell_family(family).draw(seed, index).epsilon)[None]
         seconds = {}

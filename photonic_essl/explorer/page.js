@@ -142,6 +142,8 @@ function showCell(answer, isNewest) {
     }
   }
   drawAxes(Math.sqrt(answer.mean));
+  const [[ax, ay], [bx, by]] = answer.lattice, area = Math.abs(ax * by - ay * bx);
+  drawDensity("empty", Array.from({length: 500}, (_, i) => 2 * Math.PI * area * HIGHEST * i / 499));
   drawDensity("predicted", answer.predicted);
   drawSpread();
   $("note").textContent = answer.note || "";
@@ -404,7 +406,6 @@ async function start() {
   if (model && model.family in catalogue.families) $("family").value = model.family;
   makeFigure();
   drawAxes(index);
-  drawDensity("empty", Array.from({length: 500}, (_, i) => 2 * Math.PI * HIGHEST * i / 499));
   showScale();
   showLegend();
   for (const id of ["family", "plane_group", "cutoff"]) $(id).addEventListener("change", chooseFamily);

@@ -137,7 +137,9 @@ def _imagenet(folder: Path) -> ImageData:
 
 
 def _folder(folder: Path) -> ImageData:
-    images, _ = _class_folders(folder)
+    images, classes = _class_folders(folder)
+    if set(classes) <= {"train", "val", "test"}:
+        raise ValueError(f"{folder} must hold a folder of images for each class, got {' and '.join(classes)}.")
     within_class = torch.cat([torch.arange(int(count)) for count in images.labels.bincount()])
     test = within_class % 5 == 4
     if not test.any():

@@ -74,8 +74,17 @@ def test_opening_is_lazy_and_values_that_are_not_finite_are_refused_when_asked_f
     with data_gen.open_dataset(path) as dataset:
         assert dataset["epsilon"].chunks is not None
         dataset["epsilon"].load()
-        with pytest.raises(ValueError, match="`dos` holds numbers that are not finite"):
+        with pytest.raises(ValueError, match="`dos` holds numbers that are not finite in sample 1, which counts as"):
             dataset["dos"].load()
+        with pytest.raises(ValueError, match="not finite in sample 1, which counts as"):
+            dataset["dos"][[2, 1]].load()
+        dataset["dos"][2:].load()
+
+
+def test_cells_taken_out_of_a_file_say_what_they_are(tmp_path):
+    write(tmp_path / "a.h5", [arrays(3)], 3)
+    with data_gen.open_dataset(tmp_path / "a.h5") as dataset:
+        assert list(dataset["epsilon"][1].attrs["lattice"]) == list(dataset.attrs["lattice"])
 
 
 def test_failed_samples_may_lack_their_label(tmp_path):
@@ -261,6 +270,10 @@ def test_missing_damaged_and_foreign_files_are_refused_in_one_line(tmp_path):
         (
             lambda dataset: dataset.assign(epsilon=dataset["epsilon"].transpose("sample", "y", "x")),
             r"`epsilon` must have dimensions \('sample', 'x', 'y'\), got \('sample', 'y', 'x'\)",
+        ),
+        (
+            lambda dataset: dataset.assign(dos=dataset["dos"].astype("S8")),
+            r"`dos` must hold real numbers, got \|S8",
         ),
         (lambda dataset: dataset.isel(frequency=slice(None, None, -1)), "`frequency` must be finite and ascending"),
         (lambda dataset: dataset.drop_vars("frequency"), "has `dos`, but lacks the coordinate `frequency`"),

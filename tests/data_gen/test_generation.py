@@ -16,7 +16,7 @@ import xarray as xr
 from distributed import Client
 
 import data_gen
-from data_gen import generation
+from data_gen import generation, provenance
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.dataset import replaced_when_complete
@@ -250,6 +250,19 @@ def test_other_settings_over_an_unfinished_run_are_refused_with_both_shown(tmp_p
         pass
 
 
+def test_a_run_goes_on_under_another_commit_and_both_are_recorded(tmp_path):
+    out = tmp_path / "a.h5"
+    for commit in ("one", "two", "one"):
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            open_shards(out, {"samples": 4, "package_commit": commit}) as shards,
+        ):
+            shards.write((0, 2), {"epsilon": np.ones(2)})
+            raise KeyboardInterrupt
+    assert shards.plan == {"samples": 4, "package_commit": "one, two"}
+    assert shards.read((0, 2)) is not None
+
+
 def test_two_runs_at_once_are_refused(tmp_path):
     with (
         open_shards(tmp_path / "a.h5", {"samples": 4}),
@@ -427,9 +440,9 @@ def test_without_mpb_asking_for_it_is_one_line_and_writes_nothing(interpreter, o
     assert list(tmp_path.iterdir()) == [labelled]
 
 
-def test_the_commit_is_the_packages_own_or_unknown(other_repository, monkeypatch):
-    assert re.fullmatch("[0-9a-f]{40}|unknown", generation._commit())
-    monkeypatch.setattr(generation, "__file__", str(other_repository / "generation.py"))
-    assert generation._commit() == "unknown"
+def test_the_commit_is_the_packages_own_or_none(other_repository, monkeypatch):
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|None", str(provenance.package_commit()))
+    monkeypatch.setattr(provenance, "__file__", str(other_repository / "provenance.py"))
+    assert provenance.package_commit() is None
     monkeypatch.setenv("PATH", "")
-    assert generation._commit() == "unknown"
+    assert provenance.package_commit() is None

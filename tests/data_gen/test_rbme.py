@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_gen.lattices import basis_vectors, reciprocal_vectors, wavevector_grid
+from data_gen.lattices import basis_vectors, half_grid, reciprocal_vectors, wavevector_grid
 from data_gen.solvers import mpb, rbme
 from data_gen.solvers.contract import ConvergenceError
 from data_gen.solvers.rbme import solve_bands
@@ -68,6 +68,17 @@ def test_agrees_with_dense_diagonalisation(polarization, basis):
     answer = solve_bands(cell[None], GENERIC, polarization=polarization, basis=basis, resolution=19)
     assert largest_error(answer.frequency[0], reference) < 2e-5
     assert largest_error(answer.frequency[0], reference) < 10 * answer.error.item()
+
+
+@pytest.mark.parametrize(("polarization", "jump"), [("tm", 1.3), ("tm", 4.0), ("te", 4.0)])
+def test_no_level_of_an_elongated_cell_is_missed(polarization, jump):
+    # Alike along its length: the lowest modes at the corners of the zone differ along it alone, in the middle not.
+    basis = np.array([(1.0, 0.0), (0.0, 5.0)])
+    cell = np.tile(np.where(np.arange(15) < 7, jump, 1.0)[:, None], (1, 15))
+    wavevectors = half_grid(15)[::3]
+    reference = dense_frequencies(cell, wavevectors, polarization, basis)[:, :10]
+    answer = solve_bands(cell[None], wavevectors, polarization=polarization, basis=basis)
+    assert largest_error(answer.frequency[0], reference) < 2e-5
 
 
 def test_as_many_bands_as_plane_waves():

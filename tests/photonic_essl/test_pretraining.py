@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import tqdm.std
+import xarray as xr
 from safetensors.torch import load_file
 
 from data_gen.command_line import run
@@ -25,7 +27,7 @@ from photonic_essl.plotting import read_log
 from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain
 from photonic_essl.probing import probe_error
 from photonic_essl.recipes import load_recipe, recipe_names
-from photonic_essl.runs import read_record, write_record
+from photonic_essl.runs import Run, read_record, write_record
 from photonic_essl.symmetry import group
 from photonic_essl.training import DivergenceError
 
@@ -303,6 +305,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(unlabe
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
     monkeypatch.undo()
     pretrain(unlabelled, tmp_path / "run", **SMALL)
+
+
+def test_a_diverged_encoder_is_called_so_by_the_probe_too(unlabelled, labelled, tmp_path):
+    wild = SMALL | {"learning_rate": 1e30, "optimizer": "sgd", "probe": labelled, "probe_every": 1}
+    with pytest.raises(DivergenceError, match=r"not finite.*Try a lower learning rate"):
+        pretrain(unlabelled, tmp_path / "run", **wild)
+
+
+def test_the_last_scores_survive_a_stop(unlabelled, labelled, tmp_path, monkeypatch):
+    settings = SMALL | {"probe": labelled, "probe_every": 1}
+    monkeypatch.setattr(Run, "finish", lambda self, **results: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(unlabelled, tmp_path / "run", **settings)
+    monkeypatch.undo()
+    pretrain(unlabelled, tmp_path / "run", **settings)
+    pretrain(unlabelled, tmp_path / "whole", **settings)
+    results = [read_record(tmp_path / name / "run.json")["results"] for name in ("run", "whole")]
+    assert results[0] == results[1]
+    assert "probe_relative_error" in results[0]
+
+
+def test_what_symmetric_cells_hide_is_said_at_the_start(tmp_path):
+    data = write_cells(tmp_path / "cells.nc", 24, labelled=False)
+    cells = xr.load_dataset(data)
+    epsilon = cells["epsilon"].values
+    epsilon = np.maximum(epsilon, epsilon[:, ::-1])
+    cells["epsilon"][:] = np.maximum(epsilon, epsilon[:, :, ::-1])
+    cells["epsilon_mean"][:] = cells["epsilon"].mean(("x", "y"), dtype="f8")
+    cells.to_netcdf(data, engine="h5netcdf")
+    with pytest.warns(UserWarning, match="under several elements of `mirrors \\* translations/2`: .* at most 25 % of"):
+        pretrain(data, tmp_path / "run", equivariance="mirrors * translations/2", **SMALL)
 
 
 def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):

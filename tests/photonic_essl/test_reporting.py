@@ -139,6 +139,16 @@ def test_representation_of_a_pretraining_needs_no_labels(folder, unlabelled, tmp
     assert (tmp_path / "a.html").read_text().count("cells on two principal components") == 2
 
 
+def test_image_runs_beside_have_no_representation_of_cells(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "both")
+    record = read_record(folder / "encoder" / "run.json")
+    record["settings"] = {name: value for name, value in record["settings"].items() if name != "encoder"}
+    (tmp_path / "both" / "images").mkdir()
+    write_record(tmp_path / "both" / "images" / "run.json", record | {"command": "vision finetune"})
+    report(tmp_path / "both", out=tmp_path / "a.html")
+    assert "vision finetune" in (tmp_path / "a.html").read_text()
+
+
 def test_data_that_are_gone_are_called_so(folder, tmp_path):
     shutil.copytree(folder / "encoder", tmp_path / "encoder")
     record = read_record(tmp_path / "encoder" / "run.json")

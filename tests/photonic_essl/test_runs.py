@@ -1,5 +1,4 @@
 import os
-import re
 import signal
 import time
 
@@ -60,11 +59,3 @@ def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
 def test_the_precision_that_trains_is_recorded(labelled, tmp_path):
     finetune(labelled, tmp_path / "run", labels=5, epochs=1, device="cpu", progress=False)
     assert runs.read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "32-true"
-
-
-def test_the_commit_is_the_packages_own_or_none(other_repository, monkeypatch):
-    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|None", str(runs.environment()["commit"]))
-    monkeypatch.setattr(runs, "__file__", str(other_repository / "runs.py"))
-    assert runs.environment()["commit"] is None
-    monkeypatch.setenv("PATH", "")
-    assert runs.environment()["commit"] is None

@@ -150,6 +150,7 @@ def test_cell_of_another_lattice_is_solved_but_not_predicted(page):
     predicted, curve = solved(page)
     assert not predicted
     assert curve
+    assert page.evaluate("densities.empty[499]") == pytest.approx(2 * np.pi * 1.2 * 0.75**0.5)
     assert page.text_content("#note").startswith(
         "No prediction: the model was trained on the lattice [[1.0, 0.0], [0.0, 1.0]], the cells"
     )
