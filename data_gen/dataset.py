@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -442,3 +443,23 @@ def _create(file: h5netcdf.File, name: str, variable: Variable, shape: tuple[int
     target.attrs["units"] = variable.units
     target.attrs["long_name"] = variable.long_name
     return target
+
+
+def package_commit() -> str | None:
+    """Return the commit of the package's own repository, None where it was installed without one.
+
+    Returns:
+        40 hexadecimal digits, with `-dirty` after them where files differ from the commit's.
+    """
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # It may be installed in a folder of somebody else's repository, which has no such file.
+        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10, check=True)
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()

@@ -26,13 +26,13 @@ from data_gen.dataset import (
     VARIABLES,
     Variable,
     open_dataset,
+    package_commit,
     write_dataset,
 )
 from data_gen.dos import SMOOTHING, scaled_frequencies
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.plane_groups import grid_point_group
-from data_gen.provenance import package_commit
 from data_gen.shards import COMMIT, Chunk, Shards, open_shards
 from data_gen.solvers import mpb, solver_version
 from data_gen.solvers.contract import SolverError, mode_count

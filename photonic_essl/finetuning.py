@@ -81,7 +81,8 @@ def finetune(
             plane waves, or supervised, from images alone, as published. What follows overrides it.
         encoder: light, paper or paper-circular, your own as `module:factory`, or none, for a network that sees the
             first approximation alone; that of `pretrained` or of the recipe where not given.
-        family: whose published invariance group to use: blob or gpm; that of the data where not given.
+        family: whose published invariance group to use, blob or gpm; where not given, that of the recipe (few-labels:
+            `lattice`), or else that of the data's family.
         invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`;
             `lattice` for all that any cell's density of states is invariant to.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from data_gen.dataset import partial_of, replaced_when_complete
-from data_gen.provenance import package_commit
+from data_gen.dataset import package_commit, partial_of, replaced_when_complete
 from photonic_essl.saving import DIGEST, digest
 
 RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")

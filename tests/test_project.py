@@ -95,7 +95,7 @@ def test_a_wheel_made_from_the_source_distribution_holds_every_file_of_the_packa
 
 
 @pytest.mark.slow
-def test_data_gen_is_strictly_typed():
+def test_both_packages_are_strictly_typed():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

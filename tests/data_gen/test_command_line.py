@@ -1,4 +1,5 @@
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,17 @@ def unlucky() -> None:
     raise RuntimeError("the solver stopped")
 
 
+def doubtful() -> None:
+    """Do as asked, and say what is odd about it."""
+    warnings.warn("these are\nodd labels", stacklevel=1)
+
+
 COMMANDS = {
     "generate": generate,
     "interrupted": interrupted,
     "unlucky": unlucky,
     "lazy": "module_that_is_not:there",
+    "doubtful": doubtful,
     "group": {"generate": generate, "unlucky": unlucky},
 }
 
@@ -151,3 +158,13 @@ def test_commands_of_a_group_are_called_by_two_words(capsys):
     with pytest.raises(SystemExit):
         run("data-gen", {"group": COMMANDS["group"]}, ["--help"])
     assert "group           A group of commands: generate, unlucky." in capsys.readouterr().out
+
+
+def test_warnings_are_one_line(capsys):
+    usual = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda *warning: sys.stderr.write(warnings.formatwarning(*warning[:4]))
+        assert call("doubtful") == 0
+    assert capsys.readouterr().err == "data-gen: warning: these are odd labels\n"
+    assert warnings.formatwarning is usual

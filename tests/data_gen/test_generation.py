@@ -16,7 +16,8 @@ import xarray as xr
 from distributed import Client
 
 import data_gen
-from data_gen import generation, provenance
+from data_gen import dataset as dataset_module
+from data_gen import generation
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.dataset import replaced_when_complete
@@ -441,8 +442,8 @@ def test_without_mpb_asking_for_it_is_one_line_and_writes_nothing(interpreter, o
 
 
 def test_the_commit_is_the_packages_own_or_none(other_repository, monkeypatch):
-    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|None", str(provenance.package_commit()))
-    monkeypatch.setattr(provenance, "__file__", str(other_repository / "provenance.py"))
-    assert provenance.package_commit() is None
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?|None", str(dataset_module.package_commit()))
+    monkeypatch.setattr(dataset_module, "__file__", str(other_repository / "dataset.py"))
+    assert dataset_module.package_commit() is None
     monkeypatch.setenv("PATH", "")
-    assert provenance.package_commit() is None
+    assert dataset_module.package_commit() is None

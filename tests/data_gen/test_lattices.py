@@ -30,6 +30,10 @@ def test_bad_lattices_are_refused(lattice):
         basis_vectors(lattice)
 
 
+def test_a_lattice_may_be_written_as_files_have_it():
+    assert basis_vectors([1.0, 0.0, 0.3, 1.2]).tolist() == basis_vectors("oblique").tolist()
+
+
 def test_empty_grid_is_refused():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         wavevector_grid(0)

@@ -76,6 +76,15 @@ def test_the_mean_is_that_of_the_pixels(tmp_path):
         load_cells(path)
 
 
+def test_negative_densities_are_refused(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3)
+    with xr.load_dataset(path) as cells:
+        cells["dos"][2, 7] = -0.5
+        cells.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"cells\.nc: `dos` must not be negative, got -0\.5"):
+        load_cells(path, labelled=True)
+
+
 def test_the_area_is_that_of_the_lattice(tmp_path):
     path = write_cells(tmp_path / "cells.nc", 3, lattice=[1.0, 0.0, -0.5, 0.75**0.5])
     assert load_cells(path).area == pytest.approx(0.75**0.5)

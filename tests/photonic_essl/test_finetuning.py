@@ -4,7 +4,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
+import data_gen
+from data_gen.unit_cells import unit_cell_family
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import Encoder
 from photonic_essl.finetuning import copy_weights, finetune, new_regressor, split
@@ -140,6 +143,24 @@ def test_few_labels_never_end_worse_on_validation_than_without_labels(labelled, 
     assert record["results"]["best_epoch"] == 0
     approximation = spoilt.approximations(cells.epsilon)
     torch.testing.assert_close(spoilt.difference(cells.epsilon), approximation, rtol=0, atol=0)
+
+
+def test_labels_that_are_hardly_of_the_cells_are_warned_of(tmp_path, recwarn):
+    family = unit_cell_family("blob")
+    fine = np.stack([family.draw(3, index, 32).epsilon for index in range(6)])
+    label = data_gen.label(fine, resolution=32)
+    data = write_cells(tmp_path / "cells.nc", 6)
+    with xr.load_dataset(data) as cells:
+        cells["epsilon"][:] = fine.reshape(6, 32, 9, 32, 9).mean((2, 4))
+        cells["epsilon_mean"][:] = fine.mean((1, 2))
+        cells["dos"][:] = label["dos"].values
+        cells.to_netcdf(data, engine="h5netcdf")
+        finetune(data, tmp_path / "right", labels=4, **SMALL)
+        assert not [one for one in recwarn if "plane waves differ" in str(one.message)]
+        cells["dos"][:] *= 1.5
+        cells.to_netcdf(data, engine="h5netcdf")
+    with pytest.warns(UserWarning, match="plane waves differ from the labels by 33 %"):
+        finetune(data, tmp_path / "wrong", labels=4, **SMALL)
 
 
 def test_few_labels_begin_with_plane_waves_and_end_as_smooth_as_labels(labelled, cells, tmp_path):

@@ -6,6 +6,7 @@ import torch
 import xarray as xr
 
 import photonic_essl
+from data_gen import open_dataset
 from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune, new_regressor
 from photonic_essl.metrics import SCORED, empty_lattice, relative_error
@@ -203,6 +204,23 @@ def test_uniform_cells_are_the_easiest_on_every_lattice(lattice):
     uniform, _ = model.mean_and_spread(torch.full((1, 1, 32, 32), 2.0))
     assert float(model.difficulty(uniform)) == pytest.approx(0, abs=1e-5)
     assert float(model.difficulty(uniform + 0.1)) == pytest.approx(0.1, abs=1e-5)
+
+
+def test_cells_of_a_file_are_refused_by_a_model_of_another_lattice(calibrated, tmp_path):
+    model = load_regressor(calibrated)
+    for name, attributes in (
+        ("lattice", {"lattice": [1.0, 0.0, 0.0, 1.5]}),
+        ("cells are for TE", {"polarization": "te"}),
+    ):
+        cells = open_dataset(write_cells(tmp_path / f"{name}.nc", 60, **attributes))
+        for use in (
+            model.predict,
+            model.predict_interval,
+            lambda epsilon: model.calibrate(epsilon, np.ones((60, 400))),
+        ):
+            with pytest.raises(ValueError, match=name):
+                use(cells["epsilon"])
+        assert model.predict(cells["epsilon"].values).shape == (60, 400)  # an array says nothing of itself
 
 
 def test_a_model_without_intervals_says_so(finished):

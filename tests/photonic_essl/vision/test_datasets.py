@@ -84,6 +84,13 @@ def test_imagenet_is_class_folders_in_two_parts(imagenet):
     assert torch.equal(colours.argmax(1), 2 * images.test.labels)
 
 
+def test_splits_are_no_classes(tmp_path):
+    for split in ("train", "test"):
+        write_class_folders(tmp_path / split, 6)
+    with pytest.raises(ValueError, match="must hold a folder of images for each class, got test and train"):
+        load_images(f"folder:{tmp_path}")
+
+
 def test_of_class_folders_every_fifth_image_is_for_testing(tmp_path):
     images = load_images(f"folder:{write_class_folders(tmp_path / 'fruits', 11)}")
     assert (len(images.train), len(images.test)) == (18, 4)
