@@ -14,7 +14,7 @@ from data_gen.dataset import STATUS_SOLVED, open_dataset
 from photonic_essl.metrics import FREQUENCIES, PREDICTED
 
 MOST_NEGATIVE = 1e-3
-"""By how much a label may be below 0, as extrapolation in k may leave it in a gap."""
+"""By how much a label may be below 0, in a gap, by what rounding and smoothing leave there."""
 
 MEAN_TOLERANCE = 1e-3
 """Relative; a cell that was sampled more finely than the file holds it may have a slightly different mean."""
