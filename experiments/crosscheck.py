@@ -28,7 +28,7 @@ from experiments.processes import process_pool
 RESULT = Path("experiments/results/crosscheck.txt")
 FAMILIES = (
     *((name, None) for name in ("blob", "gpm", "p1", "rods")),
-    *(("level-set", group) for group in ("p4gm", "p6mm", "p31m", "cm")),
+    *(("level-set", group) for group in ("p4gm", "p6mm", "p31m", "cm", "p2mm", "p2")),
 )
 RESOLUTION, BANDS = 32, 10
 # Two wavevectors with symmetry, two without.
