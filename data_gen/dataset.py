@@ -405,13 +405,12 @@ class _Checked:
             raise ValueError(f"{self.path} is damaged: `{self.name}` cannot be read ({_one_line(error)})") from None
         checked = values.dtype.kind == "f" and self.variable.dims[:1] == ("sample",)
         if checked and self.solved is not None:
-            solved = np.flatnonzero(self.solved[key[0]])
-            finite = np.isfinite(values[solved]).all(axis=tuple(range(1, values.ndim)))
-            if not finite.all():
-                sample = np.arange(len(self.solved))[key[0]][solved[~finite][0]]
+            samples = np.atleast_1d(np.arange(len(self.solved))[key[0]])
+            finite = np.isfinite(values).reshape(len(samples), -1 if values.size else 0).all(1)
+            if len(wrong := samples[self.solved[samples] & ~finite]):
                 raise ValueError(
-                    f"{self.path}: `{self.name}` holds numbers that are not finite in sample {sample}, which counts as "
-                    f"solved (`status` {STATUS_SOLVED})"
+                    f"{self.path}: `{self.name}` holds numbers that are not finite in sample {wrong[0]}, which counts "
+                    f"as solved (`status` {STATUS_SOLVED})"
                 )
         return values
 

@@ -78,6 +78,9 @@ def test_opening_is_lazy_and_values_that_are_not_finite_are_refused_when_asked_f
             dataset["dos"].load()
         with pytest.raises(ValueError, match="not finite in sample 1, which counts as"):
             dataset["dos"][[2, 1]].load()
+        with pytest.raises(ValueError, match="not finite in sample 1, which counts as"):
+            dataset["dos"][1].load()
+        dataset["dos"][0].load()
         dataset["dos"][2:].load()
 
 

@@ -12,7 +12,7 @@ from experiments.photonics import baselines, comparison, datasets, figures, stud
 from experiments.photonics.splits import LeakError, canonical_form, check_disjoint
 from experiments.photonics.trials import Trial, run_trial
 from photonic_essl import evaluate
-from photonic_essl.data import Cells, load_cells
+from photonic_essl.data import LabelledCells, load_cells
 from photonic_essl.encoders import Encoder
 from photonic_essl.plotting import read_log
 
@@ -243,7 +243,7 @@ def test_baselines_learn_what_their_features_tell(name):
     epsilon = epsilon.expand(60, 32, 32)[:, None].float()
     ripple = np.sin(np.linspace(0, 20, 400))
     dos = baselines.empty_lattice()[:400] * (1 + 0.3 * (contrast * filling)[:, None] * ripple)
-    cells = Cells(epsilon, torch.from_numpy(dos).float(), {}, "made up")
+    cells = LabelledCells(epsilon, {}, "made up", torch.from_numpy(dos).float())
     model = baselines.BASELINES[name](cells.subset(np.arange(40)), cells.subset(np.arange(40, 50)), 0)
     held_out = cells.subset(np.arange(50, 60))
     errors = [
