@@ -309,8 +309,7 @@ def _assemble(out: Path, shards: Shards, plan: Plan) -> int:
         fixed["frequency"] = scaled_frequencies()
     if plan.keep_bands:
         fixed["wavevector"] = plan.wavevectors
-    described: dict[str, Any] = {"variables": plan.variables(), "fixed": fixed, "attributes": shards.plan}
-    write_dataset(out, blocks(), samples=plan.samples, **described)
+    write_dataset(out, blocks(), samples=plan.samples, variables=plan.variables(), fixed=fixed, attributes=shards.plan)
     return failed
 
 

@@ -60,7 +60,7 @@ def gathered(values: Float[Tensor, "own width"]) -> Float[Tensor, "all width"]:
 class GlobalBatchNorm(_BatchNorm):
     """Batch normalisation over the batch of all processes, on any device (torch's own is for GPUs alone)."""
 
-    # Torch allows for none of these, which no network here asks for.
+    # Torch lets each of these be None, which no network here asks for.
     momentum: float
     num_batches_tracked: Tensor
     running_mean: Tensor

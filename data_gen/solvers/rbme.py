@@ -15,7 +15,7 @@ from data_gen.lattices import basis_vectors, half_grid
 from data_gen.solvers import patches
 from data_gen.solvers.bloch import BlochOperator, Grid, TransverseElectric, TransverseMagnetic
 from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
-from data_gen.solvers.reduction import BETWEEN, Reduction, error_estimate, extend, first_reduction, ritz_modes
+from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 from data_gen.solvers.zone import Zone
 
@@ -29,6 +29,12 @@ _PATCHES = ((5, 2.5), (5, 4.0), (9, 4.0), (1, np.inf))
 # Where the error of the basis is estimated, far from where modes are sampled: a set that the symmetries of the square
 # leave as it is, at which the estimate is a quarter of the largest, or more, in nearly all cells.
 _CHECKED = np.array([(0.36, 0.24), (0.24, 0.36), (0.36, -0.24), (0.24, -0.36), (0.48, 0.48), (0.48, -0.48)])
+# Where modes are added should the first basis not do, in turns, in units of the reciprocal vectors: halfway between the
+# symmetric points, then between those. Sets that the symmetries of the square leave as they are.
+_BETWEEN = (
+    ((0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25), (0.5, 0.25), (0.5, -0.25), (0.25, 0.5), (-0.25, 0.5)),
+    tuple((x / 8, y / 8) for x, y in ((1, 3), (3, 1), (1, -3), (3, -1), (3, 3), (3, -3), (1, 1), (1, -1))),
+)
 # In an elongated cell all modes sampled may be of the kind that varies along it, so that others are missed anywhere in
 # the zone: the estimate is taken all over it, and modes are added where it is worst.
 _ELONGATED = 1.1  # ratio of the lengths of the reciprocal vectors
@@ -106,14 +112,13 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
     reductions = []
     elongated = _is_elongated(zone.grid)
     checked = zone.cartesian(_ALL_OVER if elongated else _CHECKED)
-    poorest = checked[:_WORST]
+    added = checked  # where modes are added; from the second turn on
     for turn in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], zone.grid, polarization)
         if turn == 0:
             reduction = first_reduction(operator, polarization, bands)
         else:
-            between = zone.cartesian(np.array(BETWEEN[(turn - 1) % len(BETWEEN)]))
-            reduction = extend(operator, reduction, bands, poorest if elongated else between)
+            reduction = extend(operator, reduction, bands, added)
         estimate = error_estimate(operator, reduction, checked, bands).amax(2)
         error = _SAFETY * estimate.amax(1) + _ROUNDING
         answer.error[pending] = error
@@ -125,7 +130,9 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
         if not len(pending):
             break
         if elongated:
-            poorest = checked[estimate[~done].amax(0).topk(_WORST).indices]
+            added = checked[estimate[~done].amax(0).topk(_WORST).indices]
+        else:
+            added = zone.cartesian(np.array(_BETWEEN[turn % len(_BETWEEN)]))
     if len(pending):
         worst = int(pending[answer.error[pending].argmax()])
         raise ConvergenceError(

@@ -16,12 +16,6 @@ from data_gen.solvers.patches import Polynomial, hamiltonian
 from data_gen.solvers.waves import SYMMETRIC_POINTS
 
 _EXTRA_MODES, _FEWEST_MODES = 2, 6  # sampled above the highest band wanted; sampled in all
-# Where modes are added should the first basis not do, in turns, in units of the reciprocal vectors: halfway between the
-# symmetric points, then between those. Sets that the symmetries of the square leave as they are.
-BETWEEN = (
-    ((0.25, 0.25), (0.25, -0.25), (0.25, 0.0), (0.0, 0.25), (0.5, 0.25), (0.5, -0.25), (0.25, 0.5), (-0.25, 0.5)),
-    tuple((x / 8, y / 8) for x, y in ((1, 3), (3, 1), (1, -3), (3, -1), (3, 3), (3, -3), (1, 1), (1, -1))),
-)
 
 _WAVES_PER_MODE = 8
 _REFINEMENTS = 2
