@@ -24,7 +24,7 @@ LEVELS = 99
 GROUPS = 10
 """Of calibration cells, from the easiest to the hardest; between their medians what they say is interpolated."""
 
-SMALLEST_GROUP = 30
+SMALLEST_GROUP = 10
 """Fewer cells are not a group: where there are few, groups overlap."""
 
 FEWEST_CELLS = 50

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Float32, Float64
 
 from data_gen.dataset import STATUS_SOLVED, open_dataset
-from photonic_essl.metrics import FREQUENCIES, PREDICTED
+from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED
 
 MOST_NEGATIVE = 1e-3
 """By how much a label may be below 0, in a gap, by what rounding and smoothing leave there."""
@@ -138,4 +138,6 @@ def _labels(dataset: xr.Dataset, path: str | Path) -> np.ndarray:
     dos = np.ascontiguousarray(dataset["dos"].values[:, :PREDICTED], dtype=np.float32)
     if (negative := dos.min(initial=0)) < -MOST_NEGATIVE:
         raise ValueError(f"{path}: `dos` must not be negative, got {negative:g}.")
+    if (empty := ~dos[:, SCORED].any(1)).any():
+        raise ValueError(f"{path}: `dos` must not be 0 all over 0.24 < ωn < 0.96, as in cell {empty.argmax()}.")
     return dos

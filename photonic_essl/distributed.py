@@ -75,8 +75,9 @@ class GlobalBatchNorm(_BatchNorm):
             return super().forward(input)
         summed = [axis for axis in range(input.ndim) if axis != 1]
         shape = [-1 if axis == 1 else 1 for axis in range(input.ndim)]
-        mean = _Sum.apply(input.mean(summed)) / processes()
-        centred = input - mean.view(shape)
+        values = input.to(self.running_mean.dtype)  # statistics in half precision would be too rough
+        mean = _Sum.apply(values.mean(summed)) / processes()
+        centred = values - mean.view(shape)
         variance = _Sum.apply(centred.square().mean(summed)) / processes()
         with torch.no_grad():
             count = input.numel() // input.shape[1] * processes()
@@ -84,13 +85,17 @@ class GlobalBatchNorm(_BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        return normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised
+        if self.affine:
+            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
+        return normalised.to(input.dtype)
 
 
 def with_global_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch normalisation in a module by one over all processes, in place; keys and values stay."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
+            if child.running_mean is None:
+                raise ValueError(f"batch normalisation on several processes needs running statistics; {name} has none.")
             replacement = GlobalBatchNorm(child.num_features, child.eps, child.momentum, child.affine)
             replacement.to(child.running_mean).load_state_dict(child.state_dict())
             setattr(module, name, replacement)

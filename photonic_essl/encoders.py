@@ -263,9 +263,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode, without gradients, and afterwards back into the mode that it was in."""
     training = module.training
     module.eval()
-    with torch.no_grad():
-        yield
-    module.train(training)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
 
 
 def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:

@@ -88,7 +88,7 @@ def finetune(
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
         plane_waves: largest |G|, in 2π/a, of the plane waves of the first approximation; 0 for none.
         loss: squared (published) or absolute (what the metric sums up).
-        epochs: passes over the training cells.
+        epochs: passes over the training cells; above 100, at least so many, and at most 1 % more.
         batch_size: cells in a batch.
         optimizer: adam or sgd.
         learning_rate: at the start.
@@ -137,6 +137,7 @@ def finetune(
             "encoder": name,
             **settings,
             "invariance": augmentation.name,
+            **physics,
             "approximation": REVISION.get(physics["polarization"]) if settings["plane_waves"] else None,
             "labels": labels,
             "label_seed": label_seed,
@@ -161,7 +162,7 @@ def finetune(
         regressor.encoder.compile()
     module = FineTuning(regressor, trained_on, augmentation, settings, seed)
     facts = {"data": str(data), "pretrained": pretrained and str(pretrained), "family": cells.attributes["family"]}
-    with run.sitting(**facts, **physics):
+    with run.sitting(**facts):
         _train_and_save(module, run, validated_on, device=device, precision=precision, progress=progress)
     return regressor
 
@@ -253,9 +254,9 @@ def split(
                 "give a validation file."
             )
         validation = cells.subset(order[max(labels, len(cells) - VALIDATION_CELLS) :])
-    else:
-        check_validation(cells.subset(order[:labels]), validation)
-    return cells.subset(order[:labels]), validation
+    trained_on = cells.subset(order[:labels])
+    check_validation(trained_on, validation)
+    return trained_on, validation
 
 
 def check_validation(trained_on: Cells, validation: Cells) -> None:
@@ -266,7 +267,9 @@ def check_validation(trained_on: Cells, validation: Cells) -> None:
         names = "grid, lattice vectors and polarization"
         raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")
     if shared := set.intersection(*({cell.numpy().tobytes() for cell in part.epsilon} for part in both)):
-        raise ValueError(f"{len(shared)} of the cells to validate on are among those to train on.")
+        raise ValueError(
+            f"{len(shared)} of the cells to validate on are among those to train on; each must be there once."
+        )
 
 
 def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:

@@ -154,6 +154,7 @@ class AbsolutePrediction(nn.Module):
         super().__init__()
         self.group, self.grid = group, grid
         self.outputs = group.order(grid)
+        self.chance = 1 / self.outputs  # part of the answers that a guess has right
 
     def ask(self, cells: Batch, generator: torch.Generator, start: int = 0, total: int = 0) -> Question:
         """Return a question about each cell of a batch.
@@ -215,6 +216,9 @@ class ContinuousPrediction(nn.Module):
     outputs = 4
     tolerance = 1 / 16
     """By how much of the cell an answer that counts as right may be off, along each axis."""
+
+    chance = (2 * tolerance) ** 2
+    """Part of the answers that a guess has right."""
 
     def __init__(self, group: TransformGroup, grid: tuple[int, int]):
         super().__init__()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from photonic_essl.interfaces import along, mean_inverse
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, empty_lattice
+from photonic_essl.progress import with_progress
 
 REVISION = {"tm": 2, "te": 3}
 """Another whenever the approximation becomes another: models, runs and tables tell which they rest on."""
@@ -122,8 +123,9 @@ class PlaneWaves(nn.Module):
         Returns:
             In a/2πc, states per unit cell, smoothed as labels are.
         """
+        parts = with_progress(epsilon[:, 0].float().split(self.batch), "plane waves")
         with torch.autocast(epsilon.device.type, enabled=False):
-            return torch.cat([self._density(cells) for cells in epsilon[:, 0].float().split(self.batch)]) - self.uniform
+            return torch.cat([self._density(cells) for cells in parts]) - self.uniform
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PlaneWaves":
         # Buffers go where the model goes, and stay in single precision, in which all of this is done.

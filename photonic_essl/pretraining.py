@@ -109,6 +109,9 @@ def pretrain(
     )
     if "transformation" not in settings:
         raise ValueError(f"the recipe {recipe!r} has no pre-training; give its labels to finetune.")
+    if settings["transformation"] == "unused" and equivariance is not None:
+        raise ValueError(f"the recipe {recipe!r} has no use for `equivariance`, got {equivariance!r}.")
+    check_predicts(recipe, settings["transformation"], prediction=prediction, weight=weight)
     if probed and probed.grid != cells.grid:
         raise ValueError(f"the cells to probe with have a grid of {probed.grid}, those of {data} {cells.grid}.")
     groups = named_groups(cells, settings["transformation"], family, invariance, equivariance)
@@ -142,6 +145,17 @@ def pretrain(
     return module.encoder
 
 
+def check_predicts(recipe: str, transformation: str, **asked: Any) -> None:
+    """Refuse settings of a prediction where nothing is predicted.
+
+    Raises:
+        ValueError: if one of those asked for is not None, and the role of the transformation another.
+    """
+    for name, value in asked.items():
+        if transformation != "predicted" and value is not None:
+            raise ValueError(f"the recipe {recipe!r} predicts nothing, and has no use for `{name}`, got {value!r}.")
+
+
 def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **options: Any) -> None:
     """Train, or go on with it, and save the encoder in the run's folder; afterwards it is on the CPU.
 
@@ -155,7 +169,9 @@ def carry_out(module: "SelfSupervised", run: Run, monitor: Monitor | None, **opt
     trained = module.encoder.cpu().eval()
     if module.global_rank == 0:
         trained.save_pretrained(run.folder)
-        run.finish(steps=module.global_step, **(monitor.last if monitor else {}))
+        task = module.objective.prediction
+        chance = {"prediction_accuracy_by_chance": task.chance} if task else {}
+        run.finish(steps=module.global_step, **(monitor.last if monitor else {}), **chance)
         print(f"Pre-trained encoder written to {run.folder} ({run.record['seconds']:.0f} s).")
 
 

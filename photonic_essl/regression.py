@@ -16,6 +16,7 @@ from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
+from photonic_essl.progress import with_progress
 from photonic_essl.saving import MODEL_CARD, SavedModel, load_folder
 from photonic_essl.standardisation import PERMITTIVITY_RANGE
 from photonic_essl.symmetry import group
@@ -137,7 +138,11 @@ class Regressor(
         """
         if not self.approximate:
             return epsilon.new_zeros(len(epsilon), 0)
-        return self.approximate(epsilon).to(self.empty_lattice.dtype)
+        try:
+            return self.approximate(epsilon).to(self.empty_lattice.dtype)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            extent = f"from {float(epsilon.min()):g} to {float(epsilon.max()):g}"
+            raise ValueError(f"ε {extent} is beyond what plane waves can be solved for in single precision.") from None
 
     def predict(self, epsilon: ArrayLike, batch_size: int = 256) -> xr.DataArray:
         """Predict densities of states, each as the mean over symmetric copies of the cell.
@@ -250,10 +255,11 @@ class Regressor(
         """
         means, spreads = [], []
         number = COPIES if self.encoder.features else 1  # of a network that sees no image, all are the same
+        cells = cells.to(self.empty_lattice.device)
         with evaluating(self):
-            for batch in cells.to(self.empty_lattice.device).split(max(batch_size // number, 1)):
+            both = (part.split(max(batch_size // number, 1)) for part in (cells, self.approximations(cells)))
+            for batch, approximation in with_progress(list(zip(*both)), "predictions"):
                 copies = self.invariance.copies(batch, number) if number > 1 else batch[None]
-                approximation = self.approximations(batch)
                 inputs = copies.flatten(0, 1), approximation.repeat(len(copies), 1)
                 predicted = self._densities(*inputs).unflatten(0, copies.shape[:2])
                 means.append(predicted.mean(0))
@@ -309,9 +315,13 @@ class Regressor(
         if isinstance(epsilon, xr.DataArray) and "lattice" in epsilon.attrs:  # as those of `open_dataset` have
             lattice = torch.tensor(np.reshape(epsilon.attrs["lattice"], (2, 2)))
             self.check_physics(epsilon.attrs.get("polarization"), lattice)
+        if isinstance(epsilon, Tensor):
+            epsilon = epsilon.detach().cpu()
+        if isinstance(epsilon, xr.DataArray) and {"x", "y"} <= set(epsilon.dims):
+            epsilon = epsilon.transpose(..., "x", "y")
         if np.iscomplexobj(epsilon):
             raise ValueError(f"`epsilon` must be real, got {np.asarray(epsilon).dtype}.")
-        cells = torch.from_numpy(np.ascontiguousarray(epsilon, dtype=np.float32))
+        cells = torch.from_numpy(np.array(epsilon, dtype=np.float32, order="C"))  # a copy, which may be written to
         grid = self.encoder.grid
         if cells.ndim not in (2, 3) or tuple(cells.shape[-2:]) != grid:
             raise ValueError(

@@ -23,7 +23,13 @@ from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import NETWORKS, Encoder
 from photonic_essl.finetuning import own_network
 from photonic_essl.metrics import relative_errors
-from photonic_essl.plotting import draw_error_distribution, draw_representation, draw_training, logged_quantities
+from photonic_essl.plotting import (
+    TRUE,
+    draw_error_distribution,
+    draw_representation,
+    draw_training,
+    logged_quantities,
+)
 from photonic_essl.prediction import untrained
 from photonic_essl.probing import representations
 from photonic_essl.regression import load_regressor
@@ -139,7 +145,15 @@ class _Run:
             names = logged_quantities(self.folder)
         except FileNotFoundError:
             return []
-        return [_picture(functools.partial(draw_training, self.folder, name), (3.8, 2.6)) for name in names]
+        return [_picture(functools.partial(self._draw_curve, name), (3.8, 2.6)) for name in names]
+
+    def _draw_curve(self, quantity: str, ax: Axes) -> None:
+        draw_training(self.folder, quantity, ax)
+        by_chance = self.record.get("results", {}).get(f"{quantity}_by_chance")
+        if by_chance is not None:
+            ax.axhline(by_chance, color=TRUE, linestyle="--", linewidth=1, label="by chance")
+            ax.set_ylim(0, 1.05)
+            ax.legend(frameon=False)
 
 
 def _facts(cells: Cells) -> dict[str, Any]:

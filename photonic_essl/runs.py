@@ -86,6 +86,8 @@ class Run:
             self._read()
             if self.finished:
                 raise ValueError(f"another process has finished the run in {self.folder} meanwhile.")
+        if self.checkpoint.exists():
+            print(f"{self.folder} holds this run, unfinished; it goes on from its last checkpoint.", flush=True)
         self._started = time.monotonic()
         self._seconds_before = self.record["seconds"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")

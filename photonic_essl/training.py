@@ -102,6 +102,8 @@ class SeededModule(lightning.LightningModule):
                 f"`learning_rate` must be positive and `weight_decay` not negative, "
                 f"got {learning_rate} and {weight_decay}."
             )
+        if optimizer == "lars" and not weight_decay:
+            raise ValueError("`weight_decay` must be positive with lars, which adapts the rate of what decays, got 0.")
         if not 0 <= warmup_epochs <= epochs:
             raise ValueError(f"`warmup_epochs` must be from 0 to the {epochs} epochs of the run, got {warmup_epochs}.")
         if whole_batches and samples < batch_size:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import xarray as xr
 from jaxtyping import Float64
 from numpy.typing import ArrayLike
 
@@ -47,9 +48,14 @@ def mode_count(shape: tuple[int, int], polarization: str) -> int:
 
 
 def as_tensor(epsilon: ArrayLike) -> torch.Tensor:
-    """Return permittivity as a tensor, whatever holds it: numpy of any strides and byte order, torch, xarray, lists."""
+    """Return permittivity as a tensor, whatever holds it: numpy of any strides and byte order, torch, xarray, lists.
+
+    Named dimensions say where x and y are.
+    """
     if isinstance(epsilon, torch.Tensor):
         return epsilon
+    if isinstance(epsilon, xr.DataArray) and {"x", "y"} <= set(epsilon.dims):
+        epsilon = epsilon.transpose(..., "x", "y")
     array = np.asarray(epsilon)
     return torch.as_tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
 

@@ -160,13 +160,14 @@ def _train(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> tuple[Reg
 def _pretrain(trial: Trial, plan: DatasetPlan, data: Path, runs: Path) -> dict[str, Any]:
     out = runs / trial.pretraining_folder
     settings = {"epochs": trial.pretraining_epochs} | RECIPES[trial.recipe]["pretrain"]
+    if load_recipe(settings["recipe"], trial.encoder)["transformation"] != "unused":
+        settings["equivariance"] = plan.equivariance
     pretrain(
         plan.file(data, "unlabelled"),
         out,
         **settings,
         encoder=trial.encoder,
         invariance=plan.invariance,
-        equivariance=plan.equivariance,
         seed=trial.pretraining_seed,
         progress=False,
     )

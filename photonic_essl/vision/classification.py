@@ -12,7 +12,7 @@ from torch.nn import functional
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
 from photonic_essl.saving import weights_fingerprint
-from photonic_essl.training import SeededModule, derived_seed, fit
+from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device, resolved_precision
 from photonic_essl.vision.augmentation import PUBLISHED_AUGMENTATIONS, Augmentation
 from photonic_essl.vision.backbones import ImageEncoder, load_encoder
 from photonic_essl.vision.datasets import ImageData, load_images
@@ -68,7 +68,7 @@ def probe(
     accuracies = []
     for seed in range(seeds):
         loaded = load_encoder(model, encoder)
-        run = _run(home / f"seed-{seed}", "vision probe", settings, images, images.train, loaded, seed)
+        run = _run(home / f"seed-{seed}", "vision probe", settings, images, images.train, loaded, seed, device)
         accuracies.append(classify(run, loaded, images, images.train, settings, seed, device, progress))
         print(f"seed {seed}: {accuracies[-1]:.3f}")
     spread = f" ± {statistics.stdev(accuracies):.3f}" if seeds > 1 else ""
@@ -122,7 +122,7 @@ def finetune(
         load_recipe("finetune", images.preset), epochs=epochs, batch_size=batch_size, learning_rate=learning_rate
     )
     labelled = images.train.subset(labelled_rows(images.train.labels, labels, label_seed))
-    run = _run(Path(out), "vision finetune", settings, images, labelled, loaded, seed)
+    run = _run(Path(out), "vision finetune", settings, images, labelled, loaded, seed, device)
     accuracy = classify(run, loaded, images, labelled, settings, seed, device, progress)
     print(f"{model} fine-tuned on {len(labelled)} labels, {len(images.test)} test images")
     print(f"accuracy: {accuracy:.3f}")
@@ -158,9 +158,17 @@ def _run(
     labelled: Images,
     encoder: ImageEncoder,
     seed: int,
+    device: str,
 ) -> Run:
-    facts = {"data": images.fingerprint, "labelled": labelled.fingerprint, "labels": len(labelled)}
-    return Run(folder, command, {**settings, **facts, "pretrained": weights_fingerprint(encoder), "seed": seed})
+    facts = {
+        "data": images.fingerprint,
+        "labelled": labelled.fingerprint,
+        "labels": len(labelled),
+        "pretrained": weights_fingerprint(encoder),
+        "seed": seed,
+        "precision": resolved_precision(None, device),
+    }
+    return Run(folder, command, {**settings, **facts})
 
 
 def classify(
@@ -184,6 +192,7 @@ def classify(
     module = Classification(encoder, labelled, images.classes, augmentation, settings, seed)
     with run.sitting():
         fit(module, run, device=device, progress=progress)
+        encoder.to("cuda" if resolved_device(device) == "gpu" else "cpu")  # Lightning has left it on the CPU
         accuracy = module.accuracy(images.test)
         run.finish(steps=module.global_step, accuracy=accuracy)
     return accuracy

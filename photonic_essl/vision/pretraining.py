@@ -11,7 +11,7 @@ import torch
 from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 from torch import Tensor, nn
 
-from photonic_essl.pretraining import SelfSupervised, carry_out
+from photonic_essl.pretraining import SelfSupervised, carry_out, check_predicts
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
 from photonic_essl.symmetry import TransformGroup, identity, quarter_turns
@@ -92,6 +92,7 @@ def pretrain(
     published = load_recipe(recipe, images.preset)
     if "transformation" not in published:
         raise ValueError(f"the recipe {recipe!r} has no pre-training; it is for probe or finetune.")
+    check_predicts(recipe, published["transformation"], prediction=prediction, weight=weight)
     settings = overridden(
         published,
         encoder=encoder,
@@ -236,7 +237,13 @@ def projection_head(widths: Sequence[int], output: str) -> ProjectionHead:
 
 
 def classification_head(widths: Sequence[int]) -> ProjectionHead:
-    """Return linear layers with normalisation of each layer and ReLU between; arguments as `projection_head`."""
+    """Return linear layers with normalisation of each layer and ReLU between.
+
+    That of the published E-SimSiam, and those for ImageNet, have no ReLU before the last of them.
+
+    Args:
+        widths: of the input, each hidden layer and the output.
+    """
     hidden = [
         (before, after, nn.LayerNorm(after), nn.ReLU(), True) for before, after in itertools.pairwise(widths[:-1])
     ]

@@ -162,7 +162,10 @@ def test_the_same_seed_and_index_give_the_same_bytes(family, seed, index, resolu
 def test_cells_come_as_any_real_array(problem, dtype, container):
     epsilon, k, settings = problem
     whole = np.rint(epsilon).astype(dtype)
-    xr.testing.assert_identical(solve(container(whole), k, **settings), solve(whole.astype(np.float64), k, **settings))
+    expected = solve(whole.astype(np.float64), k, **settings)
+    xr.testing.assert_identical(solve(container(whole), k, **settings), expected)
+    named = xr.DataArray(whole, dims=("sample", "x", "y")[-whole.ndim :]).transpose(..., "y", "x")
+    xr.testing.assert_identical(solve(named, k, **settings), expected)
 
 
 @given(problems(), some.integers(1, 9), some.sampled_from([0.01, 0.02, 0.05]))

@@ -76,6 +76,15 @@ def test_the_mean_is_that_of_the_pixels(tmp_path):
         load_cells(path)
 
 
+def test_densities_that_are_0_everywhere_are_refused(tmp_path):
+    path = write_cells(tmp_path / "cells.nc", 3)
+    with xr.load_dataset(path) as cells:
+        cells["dos"][2] = 0
+        cells.to_netcdf(path, engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"`dos` must not be 0 all over 0\.24 < ωn < 0\.96, as in cell 2"):
+        load_cells(path, labelled=True)
+
+
 def test_negative_densities_are_refused(tmp_path):
     path = write_cells(tmp_path / "cells.nc", 3)
     with xr.load_dataset(path) as cells:

@@ -223,6 +223,19 @@ def test_cells_of_a_file_are_refused_by_a_model_of_another_lattice(calibrated, t
         assert model.predict(cells["epsilon"].values).shape == (60, 400)  # an array says nothing of itself
 
 
+def test_named_dimensions_say_where_x_and_y_are(finished, tmp_path):
+    model, epsilon = load_regressor(finished), open_dataset(write_cells(tmp_path / "cells.nc", 3))["epsilon"]
+    predicted = model.predict(epsilon)
+    np.testing.assert_array_equal(model.predict(epsilon.transpose("y", "sample", "x")), predicted)
+    np.testing.assert_array_equal(model.predict(epsilon[1].transpose("y", "x")), model.predict(epsilon[1]))
+    np.testing.assert_array_equal(model.predict(torch.tensor(epsilon.values, requires_grad=True)), predicted)
+
+
+def test_what_plane_waves_cannot_be_solved_for_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"ε from 1 to 1e\+37 is beyond what plane waves can be solved for"):
+        load_regressor().uncorrected(np.where(np.eye(32), 1e37, 1.0))
+
+
 def test_a_model_without_intervals_says_so(finished):
     with pytest.raises(ValueError, match="the model has no intervals"):
         load_regressor(finished).predict_interval(np.ones((32, 32)))

@@ -369,6 +369,9 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"precision": "exact"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'exact'"),
         ({"devices": 0}, "`devices` must be at least 1, got 0"),
         ({"encoder": "none"}, "the encoder `none` has no weights to pre-train"),
+        ({"recipe": "simclr", "equivariance": "mirrors"}, "'simclr' has no use for `equivariance`, got 'mirrors'"),
+        ({"recipe": "simclr", "weight": 2.0}, "'simclr' predicts nothing, and has no use for `weight`, got 2"),
+        ({"recipe": "simclr+t", "prediction": "relative"}, "predicts nothing, and has no use for `prediction`"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_written(settings, message, unlabelled, tmp_path):

@@ -130,6 +130,9 @@ def test_run_without_test_cells_has_curves_but_no_gallery(folder, tmp_path):
     )
     text = (tmp_path / "a.html").read_text()
     assert text.count('alt="training curve"') == 4
+    pictures = [base64.b64decode(found).decode() for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
+    assert sum("by chance" in picture for picture in pictures) == 1
+    assert "<dt>prediction accuracy by chance</dt><dd>0.25</dd>" in text
     assert "give a labelled file by --data" in text
     assert 'id="gallery"' not in text
 

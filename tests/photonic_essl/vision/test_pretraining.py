@@ -142,6 +142,11 @@ def test_recipes_hold_the_published_hyperparameters():
         load_recipe("barlow", "cifar10")
 
 
+def test_lars_without_weight_decay_is_refused():
+    with pytest.raises(ValueError, match="`weight_decay` must be positive with lars"):
+        module("barlow", optimizer="lars", weight_decay=0.0)
+
+
 def test_lars_leaves_biases_and_scales_alone_and_the_predictor_keeps_its_rate():
     barlow = module("e-barlow", optimizer="lars", bias_learning_rate=0.0048, warmup_epochs=0).configure_optimizers()
     matrices, vectors = barlow["optimizer"].param_groups
