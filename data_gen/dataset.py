@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
+from data_gen.lattices import basis_vectors
 from data_gen.seal import check_seal, seal
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
 def _validate(path: Path, dataset: xr.Dataset) -> None:
     version = dataset.attrs.get("schema_version")
     if version != SCHEMA_VERSION:
-        raise ValueError(f"{path} must have schema_version {SCHEMA_VERSION}, got {version}")
+        raise ValueError(f"{path} must have the attribute schema_version {SCHEMA_VERSION}, got {_shown(version)}")
     missing = [name for name in REQUIRED if name not in dataset] + [
         name for name in PROVENANCE if name not in dataset.attrs
     ]
@@ -344,8 +345,12 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
         if name in dataset and variable.dtype.startswith("f") and dataset[name].dtype.kind not in "fiu":
             raise ValueError(f"{path}: `{name}` must hold real numbers, got {dataset[name].dtype}")
     lattice = np.asarray(dataset.attrs["lattice"])
-    if lattice.shape != (4,) or lattice.dtype.kind not in "fiu" or not np.isfinite(lattice).all():
-        raise ValueError(f"{path}: `lattice` must be four finite numbers, one vector after the other, got {lattice}")
+    if lattice.shape != (4,) or lattice.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: `lattice` must be four numbers, one vector after the other, got {lattice}")
+    try:
+        basis_vectors(lattice)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if (polarization := dataset.attrs.get("polarization", "tm")) not in ("tm", "te"):
         raise ValueError(f"{path}: `polarization` must be tm or te, got {polarization!r}")
     if "dos" in dataset:
@@ -354,6 +359,11 @@ def _validate(path: Path, dataset: xr.Dataset) -> None:
         frequency = dataset["frequency"].values
         if not np.isfinite(frequency).all() or (np.diff(frequency) <= 0).any():
             raise ValueError(f"{path}: `frequency` must be finite and ascending")
+
+
+def _shown(value: object) -> str:
+    """Return a value as Python writes it, numpy's numbers as numbers."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _check_stored(path: Path, dataset: xr.Dataset) -> None:

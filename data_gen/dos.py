@@ -27,6 +27,7 @@ from data_gen.lattices import reciprocal_vectors, wavevector_grid
 BINS_PER_SMOOTHING = 16
 SMOOTHING = 0.01
 LEAST_SMOOTHING = 1e-4
+HIGHEST_FREQUENCY = 100  # scaled; what is asked for up to there fits into memory
 PUBLISHED_SMOOTHING = (
     0.00525  # in units of the cell's highest frequency: 100 of the 20,000 steps of the published program
 )
@@ -58,7 +59,7 @@ def density_of_states(
         bands: what `solve` gives for an n × n grid of wavevectors: `frequency (…, k, band)` in 2πc/a and
             `group_velocity (…, k, band, axis)` in c.
         epsilon_mean: mean relative permittivity of each cell, a number or shape `(…)`.
-        frequency: scaled frequencies ωn in 2πc/a, ascending, at least 0; 500 points from 0 to 1.2 where not given.
+        frequency: scaled frequencies ωn in 2πc/a, ascending, from 0 to 100; 500 points from 0 to 1.2 where not given.
         smoothing: standard deviation of the Gaussian in scaled frequency, positive, so that a label does not depend on
             how many bands were computed; "published" for 0.00525 · max(frequency), unscaled, as in the published
             pipeline.
@@ -73,15 +74,21 @@ def density_of_states(
     """
     check_smoothing(smoothing)
     frequency = scaled_frequencies() if frequency is None else np.asarray(frequency, dtype=np.float64)
-    finite = frequency.ndim == 1 and frequency.size and np.isfinite(frequency).all()
-    if not finite or frequency[0] < 0 or (np.diff(frequency) <= 0).any():
-        raise ValueError("`frequency` must be one ascending list of finite scaled frequencies, the first at least 0.")
+    listed = frequency.ndim == 1 and frequency.size and np.isfinite(frequency).all()
+    if not listed or frequency[0] < 0 or frequency[-1] > HIGHEST_FREQUENCY or (np.diff(frequency) <= 0).any():
+        raise ValueError(
+            f"`frequency` must be one ascending list of finite scaled frequencies, from 0 to {HIGHEST_FREQUENCY}, "
+            f"got {frequency}."
+        )
     n = math.isqrt(bands.sizes["k"])
     if n * n != bands.sizes["k"] or not np.allclose(bands["wavevector"], wavevector_grid(n)):
         raise ValueError(f"`bands` must be solved on an n × n grid of wavevectors, got {bands.sizes['k']} wavevectors.")
     lead = bands["frequency"].dims[:-2]
     shape = tuple(bands.sizes[name] for name in lead)
-    means = np.broadcast_to(np.asarray(epsilon_mean, dtype=np.float64), shape).reshape(-1)
+    means = np.asarray(epsilon_mean, dtype=np.float64)
+    if means.shape not in ((), shape):
+        raise ValueError(f"`epsilon_mean` must be a number or have shape {shape}, got shape {means.shape}.")
+    means = np.broadcast_to(means, shape).reshape(-1)
     if not (np.isfinite(means).all() and (means > 0).all()):
         raise ValueError(f"`epsilon_mean` must be positive and finite, got {epsilon_mean!r}.")
     density, covered = integrate(

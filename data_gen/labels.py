@@ -11,9 +11,18 @@ import xarray as xr
 from jaxtyping import Float, Float64, Int64
 
 from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate, scaled_frequencies
-from data_gen.lattices import basis_vectors, half_grid
+from data_gen.lattices import basis_vectors, half_grid, reciprocal_vectors
 from data_gen.solvers import solver_module
-from data_gen.solvers.contract import POLARIZATIONS, Bands, SolverError, as_tensor, checked_cells, mode_count
+from data_gen.solvers.contract import (
+    POLARIZATIONS,
+    Bands,
+    SolverError,
+    as_tensor,
+    check_own_lattice,
+    checked_cells,
+    is_whole,
+    mode_count,
+)
 from data_gen.solvers.equivalence import equivalence
 
 BANDS, MORE_BANDS = 10, 5
@@ -22,7 +31,7 @@ GRIDS = (63, 75, 105, 165)
 # A grid's distance from the k → ∞ limit, as part of its distance from a coarser one: chosen so that labels keep within
 # what they state. experiments/benchmarks/labels.py counts how many default labels do. As published, without the
 # correction for bends, a label is of second order, and an eighth is left; more where the Gaussian is so narrow that it
-# does not hide how a plane within a k-cell differs from the band.
+# does not hide how a plane within a k-cell differs from the band, which is in units of the longest reciprocal vector.
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25, "narrow": 0.45}
@@ -47,10 +56,13 @@ class LabelSettings:
         check_smoothing(self.smoothing)
         if self.polarization not in POLARIZATIONS:
             raise ValueError(f"`polarization` must be one of {', '.join(POLARIZATIONS)}, got {self.polarization!r}.")
-        if self.k_points is not None and self.k_points < 2:
-            raise ValueError(f"`k_points` must be at least 2, for a coarser grid tells the error, got {self.k_points}.")
-        if self.bands is not None and self.bands < 1:
-            raise ValueError(f"`bands` must be at least 1, got {self.bands}.")
+        if self.k_points is not None and not (is_whole(self.k_points) and self.k_points >= 2):
+            raise ValueError(
+                "`k_points` must be a whole number, at least 2, for a coarser grid tells the error, got "
+                f"{self.k_points!r}."
+            )
+        if self.bands is not None and not (is_whole(self.bands) and self.bands >= 1):
+            raise ValueError(f"`bands` must be a whole number, at least 1, got {self.bands!r}.")
         if not 1e-5 <= self.accuracy <= 0.1:
             raise ValueError(f"`accuracy` must be from 1e-5 to 0.1, got {self.accuracy}.")
 
@@ -108,6 +120,7 @@ def label(
     cells = as_tensor(epsilon)
     single = cells.ndim == 2
     basis = basis_vectors(lattice)
+    check_own_lattice(epsilon, basis)
     arrays = label_cells(cells[None] if single else cells, basis, resolution, settings)
     lead = () if single else ("sample",)
     dos, error, covered = (
@@ -166,10 +179,10 @@ def label_cells(
         _with_enough_bands, attempt, bands=settings.bands, modes=mode_count(shape, settings.polarization)
     )
     if settings.k_points is None:
-        part_left = PART_LEFT_OF_THIRD[_kind(settings.smoothing)]
+        part_left = PART_LEFT_OF_THIRD[_kind(settings.smoothing, basis)]
         answer = _climb(label_on, cells, settings.accuracy, part_left)
     else:
-        part_left = _part_left(settings.k_points, settings.smoothing)
+        part_left = _part_left(settings.k_points, _kind(settings.smoothing, basis))
         answer = label_on(cells, settings.k_points, _about_half(settings.k_points))
     answer["dos_error"] = answer["distance"] * part_left
     names = ["dos", "dos_error", "covered_frequency"]
@@ -192,21 +205,21 @@ def _about_half(n: int) -> int:
     return n // 2 | 1
 
 
-def _part_left(n: int, smoothing: float | str) -> float:
+def _part_left(n: int, kind: str) -> float:
     """Return a grid's distance from the k → ∞ limit as part of its distance from the grid of about half its points.
 
     `PART_LEFT_OF_HALF` was found on 25 and 13 points. Where the coarser grid is closer than that, as 3 is to 4, more is
     left, as of an error of second order.
     """
     coarser, found_on = (n / _about_half(n)) ** 2 - 1, (25 / _about_half(25)) ** 2 - 1
-    return PART_LEFT_OF_HALF[_kind(smoothing)] * max(found_on / coarser, 1.0)
+    return PART_LEFT_OF_HALF[kind] * max(found_on / coarser, 1.0)
 
 
-def _kind(smoothing: float | str) -> str:
+def _kind(smoothing: float | str, basis: Float64[np.ndarray, "2 2"]) -> str:
     """Return whether the bend of bands is corrected for, and hidden by the Gaussian; or not, as published."""
     if isinstance(smoothing, str):
         return smoothing
-    return "narrow" if smoothing < NARROW else "corrected"
+    return "narrow" if smoothing < NARROW * np.linalg.norm(reciprocal_vectors(basis), axis=1).max() else "corrected"
 
 
 def _climb(label_on: LabelOn, cells: torch.Tensor, accuracy: float, part_left: float) -> dict[str, torch.Tensor]:

@@ -16,6 +16,10 @@ LATTICES = {
 }
 
 
+SHORTEST, LONGEST = 0.01, 100.0
+"""Of a lattice vector, in units of a: others are in some other unit."""
+
+
 def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "2 2"]:
     """Return the lattice basis, one vector a row.
 
@@ -28,7 +32,8 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
         Basis vectors, one a row, in units of a.
 
     Raises:
-        ValueError: if the name is unknown, or the vectors are not finite, not `(2, 2)`, or span no area.
+        ValueError: if the name is unknown, or the vectors are not finite, not `(2, 2)`, span no area, or are in another
+            unit, which lengths outside 0.01 to 100 tell.
     """
     if isinstance(lattice, str):
         if lattice not in LATTICES:
@@ -37,11 +42,17 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
                 "triangular lattice is called hexagonal here)."
             )
         return np.array(LATTICES[lattice])
-    basis = np.asarray(lattice, dtype=np.float64)
+    try:
+        basis = np.asarray(lattice, dtype=np.float64)
+    except (TypeError, ValueError):
+        basis = np.empty(0)
     if basis.shape == (4,):  # as files have it
         basis = basis.reshape(2, 2)
-    if basis.shape != (2, 2) or not np.isfinite(basis).all() or abs(np.linalg.det(basis)) < 1e-6:
+    lengths = np.linalg.norm(basis, axis=-1)
+    if basis.shape != (2, 2) or not abs(np.linalg.det(basis)) > 1e-6 * lengths.prod() or not np.isfinite(basis).all():
         raise ValueError(f"`lattice` must be two finite, independent vectors of shape (2, 2), got {lattice!r}.")
+    if not (lengths.min() >= SHORTEST and lengths.max() <= LONGEST):
+        raise ValueError(f"`lattice` must be in units of a, with vectors of length 0.01 to 100, got {lattice!r}.")
     return basis
 
 

@@ -2,10 +2,10 @@
 
     python -m experiments.crosscheck
 
-The fast solver against MPB on random cells of every family, square and hexagonal, both polarizations; the integration
-of densities of states against an elliptic integral and against a plain sum over a fine grid; band gaps and bands of
-textbook crystals. Prints the worst case of each, to experiments/results/crosscheck.txt too, and exits with status 1 if
-one is beyond its tolerance.
+The fast solver against MPB on random cells of every family, square and hexagonal, and on slabs, whose modes symmetry
+keeps apart from each other, both polarizations; the integration of densities of states against an elliptic integral and
+against a plain sum over a fine grid; band gaps and bands of textbook crystals. Prints the worst case of each, to
+experiments/results/crosscheck.txt too, and exits with status 1 if one is beyond its tolerance.
 """
 
 import argparse
@@ -30,6 +30,7 @@ FAMILIES = (
     *((name, None) for name in ("blob", "gpm", "p1", "rods")),
     *(("level-set", group) for group in ("p4gm", "p6mm", "p31m", "cm", "p2mm", "p2")),
 )
+SLABS = "slabs"
 RESOLUTION, BANDS = 32, 10
 # Two wavevectors with symmetry, two without.
 WAVEVECTORS = np.array([(0.5, 0.0), (0.5, 0.5), (0.31, 0.17), (-0.22, 0.41)])
@@ -54,16 +55,17 @@ class Check(NamedTuple):
 
 def solvers_agree(family: str, plane_group: str | None, polarization: str, cells: int, seed: int) -> Check:
     """Compare frequencies of the two solvers on random cells."""
-    drawn = unit_cell_family(family, plane_group)
+    drawn = None if family == SLABS else unit_cell_family(family, plane_group)
     settings = {
         "bands": BANDS,
         "polarization": polarization,
-        "basis": basis_vectors(drawn.lattice),
+        "basis": basis_vectors(drawn.lattice if drawn else "square"),
         "resolution": RESOLUTION,
     }
     worst = Check("", "", -1.0, FREQUENCY_TOLERANCE[polarization])
     for index in range(cells):
-        epsilon = torch.from_numpy(drawn.draw(seed, index, RESOLUTION).epsilon)[None]
+        cell = drawn.draw(seed, index, RESOLUTION).epsilon if drawn else slab(seed, index)
+        epsilon = torch.from_numpy(cell)[None]
         ours = rbme.solve_bands(epsilon, WAVEVECTORS, **settings).frequency
         theirs = mpb.solve_bands(epsilon, WAVEVECTORS, **settings).frequency
         deviation = ((ours - theirs).abs() / theirs)[theirs > SMALLEST_FREQUENCY].max().item()
@@ -71,6 +73,15 @@ def solvers_agree(family: str, plane_group: str | None, polarization: str, cells
             name = f"frequency, rbme and MPB: {plane_group or family}, {polarization}, {cells} cells"
             worst = Check(name, f"seed {seed}, index {index}", deviation, worst.tolerance)
     return worst
+
+
+def slab(seed: int, index: int) -> np.ndarray:
+    """Return samples of a layer of one material in another, ε = 1 to 20, along either axis, shape `(x, y)`."""
+    random = np.random.default_rng((seed, index))
+    width, (inside, outside) = random.uniform(0.05, 0.6), np.exp(random.uniform(0, np.log(20), 2))
+    position = (np.arange(SAMPLES * RESOLUTION) + 0.5) / (SAMPLES * RESOLUTION)
+    layers = np.tile(np.where(position < width, inside, outside), (len(position), 1))
+    return layers if index % 2 else np.ascontiguousarray(layers.T)
 
 
 def tight_binding() -> Check:
@@ -192,7 +203,9 @@ def checks(cells: int, seed: int, processes: int) -> Iterator[Check]:
         waiting = [pool.submit(brute_force, name, pol, 3, seed) for name in ("blob", "gpm") for pol in ("tm", "te")]
         if mpb.is_available():
             waiting += [
-                pool.submit(solvers_agree, *family, pol, cells, seed) for family in FAMILIES for pol in ("tm", "te")
+                pool.submit(solvers_agree, *family, pol, cells, seed)
+                for family in (*FAMILIES, (SLABS, None))
+                for pol in ("tm", "te")
             ]
         else:
             print("MPB cannot be had on this machine: the solvers were NOT compared")

@@ -7,9 +7,10 @@ from types import ModuleType
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import ArrayLike
 
 from data_gen.lattices import basis_vectors, wavevector_grid
-from data_gen.solvers.contract import Bands, as_tensor
+from data_gen.solvers.contract import Bands, as_tensor, check_own_lattice, is_whole
 from data_gen.solvers.equivalence import equivalence
 
 SOLVERS = ("mpb", "rbme")
@@ -69,7 +70,8 @@ def solve(
     single = cells.ndim == 2
     cells = cells[None] if single else cells
     basis = basis_vectors(lattice)
-    wavevectors = wavevector_grid(k_points) if isinstance(k_points, (int, np.integer)) else _wavevectors(k_points)
+    check_own_lattice(epsilon, basis)
+    wavevectors = wavevector_grid(int(k_points)) if is_whole(k_points) else _wavevectors(k_points)
     same = equivalence(wavevectors, basis)
     answer = solver_module(solver).solve_bands(
         cells,
@@ -82,7 +84,7 @@ def solve(
     return _dataset(same.expand(answer), wavevectors, single, lattice=basis, solver=solver, polarization=polarization)
 
 
-def _wavevectors(k_points: np.ndarray) -> np.ndarray:
+def _wavevectors(k_points: ArrayLike) -> np.ndarray:
     wavevectors = np.asarray(k_points, dtype=np.float64)
     if wavevectors.ndim != 2 or wavevectors.shape[1] != 2 or not len(wavevectors) or not np.isfinite(wavevectors).all():
         raise ValueError(

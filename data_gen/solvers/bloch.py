@@ -99,7 +99,8 @@ class BlochOperator(ABC):
     def correction(self, fields: Fields, eigenvalue: PerMode, k: Wavevectors) -> Fields:
         """Return K⁻¹(λM - K)u, or nearly so: added to u, it makes a step of inverse iteration.
 
-        Where K is singular, at k = 0, the mean is left out. `eigenvalue` is λ.
+        Where K is singular, at k = 0, the mean is left out. What is in u of a wave that is left out is taken away.
+        `eigenvalue` is λ.
         """
 
     @abstractmethod
@@ -254,6 +255,9 @@ class TransverseElectric(BlochOperator):
             length = 1 / (centre - momentum / length)
             step = precondition * residual + momentum * step
             solution = solution + torch.where(iteration < degree, length, 0.0) * step
+        if self.checkered:
+            x, y = self.grid.shape
+            solution[..., x // 2, y // 2] = -spectrum[..., x // 2, y // 2]
         return torch.fft.ifft2(solution)
 
     def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:

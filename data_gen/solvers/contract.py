@@ -57,7 +57,28 @@ def as_tensor(epsilon: ArrayLike) -> torch.Tensor:
     if isinstance(epsilon, xr.DataArray) and {"x", "y"} <= set(epsilon.dims):
         epsilon = epsilon.transpose(..., "x", "y")
     array = np.asarray(epsilon)
+    if array.dtype.kind not in "fiubc":
+        raise ValueError(f"`epsilon` must hold numbers, got {array.dtype}.")
     return torch.as_tensor(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def check_own_lattice(epsilon: ArrayLike, basis: Float64[np.ndarray, "2 2"]) -> None:
+    """Refuse cells that say of themselves, as those of `open_dataset` do, that they are of another lattice.
+
+    Raises:
+        ValueError: if they are.
+    """
+    own = epsilon.attrs.get("lattice") if isinstance(epsilon, xr.DataArray) else None
+    if own is not None and not np.allclose(np.reshape(own, (2, 2)), basis, atol=1e-6):
+        raise ValueError(
+            f"`lattice` must be that of the cells, {np.reshape(own, (2, 2)).tolist()}, got {basis.tolist()}; give "
+            '`lattice=epsilon.attrs["lattice"]`.'
+        )
+
+
+def is_whole(number: object) -> bool:
+    """Return whether this is a whole number, of Python or of numpy."""
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
 
 
 def checked_cells(
@@ -95,6 +116,8 @@ def checked_cells(
         raise ValueError(f"`resolution` must divide the fine grid {x} x {y} by a whole factor, got {resolution}.")
     factor = 1 if resolution is None else x // resolution
     plane_waves = (x // factor) * (y // factor)
-    if not 1 <= bands <= plane_waves:
-        raise ValueError(f"`bands` must be from 1 to the number of plane waves, {plane_waves}, got {bands}.")
+    if not (is_whole(bands) and 1 <= bands <= plane_waves):
+        raise ValueError(
+            f"`bands` must be a whole number from 1 to the number of plane waves, {plane_waves}, got {bands!r}."
+        )
     return cells, factor

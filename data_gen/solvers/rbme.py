@@ -38,7 +38,7 @@ _BETWEEN = (
 # In an elongated cell all modes sampled may be of the kind that varies along it, so that others are missed anywhere in
 # the zone: the estimate is taken all over it, and modes are added where it is worst.
 _ELONGATED = 1.1  # ratio of the lengths of the reciprocal vectors
-_ALL_OVER, _WORST = half_grid(15), 8
+_ALL_OVER, _WORST = half_grid(15)[:-1], 8  # without k = 0, whose lowest mode is there in any medium
 _SAFETY = 3.0  # of that estimate
 _BASIS_SHARE = 0.7  # of the tolerance, at most
 _ROUNDING = 1e-11  # no frequency is better than that

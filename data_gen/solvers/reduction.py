@@ -9,7 +9,7 @@ what the span misses.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Complex128, Float64
 
 from data_gen.solvers.bloch import BlochOperator, Fields, PerMode, Wavevectors
 from data_gen.solvers.patches import Polynomial, hamiltonian
@@ -17,8 +17,9 @@ from data_gen.solvers.waves import SYMMETRIC_POINTS
 
 _EXTRA_MODES, _FEWEST_MODES = 2, 6  # sampled above the highest band wanted; sampled in all
 
-_WAVES_PER_MODE = 8
-_REFINEMENTS = 2
+# A few waves tell poorly which modes are the lowest, above all in TE at high contrast; and where symmetry keeps a mode
+# that is not sampled apart from those that are, no residual tells of it afterwards. So more are refined than kept.
+_CANDIDATES_PER_MODE, _WAVES_PER_CANDIDATE = 2, 6
 _FIELDS_PER_MODE = {"tm": 5, "te": 6}
 _DEPENDENT = 1e-12  # of the largest eigenvalue of a Gram matrix: below it, a combination is numerically dependent
 _EXTRA_WEIGHT = 0.1  # of a sampled mode above the bands wanted, beside one of them, when fields are to be left out
@@ -41,21 +42,23 @@ class Reduction(NamedTuple):
 
 
 def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> Reduction:
-    """Span the modes at the four symmetric points: solved in standing waves, then refined on the whole mesh."""
+    """Span the lowest modes at the four symmetric points: solved in standing waves, refined on the whole mesh."""
     grid, modes = operator.grid, _sampled(bands)
     size = _FIELDS_PER_MODE[polarization] * modes
     if size >= operator.dimension or min(grid.shape) < 3:  # across so few points there are no standing waves
         return _whole_space(operator)
-    waves = grid.standing_waves(_WAVES_PER_MODE * modes)
-    eigenvalue, fields = operator.standing_modes(waves, modes)
+    candidates = _CANDIDATES_PER_MODE * modes
+    waves = grid.standing_waves(_WAVES_PER_CANDIDATE * candidates)
+    eigenvalue, fields = operator.standing_modes(waves, candidates)
     # Points that differ by a reciprocal vector have different periodic parts: the zone's corners are ±(½, ½) and
     # ±(½, -½). Signs come by conjugation.
     k = torch.tensor((*SYMMETRIC_POINTS, (0.5, -0.5)), dtype=torch.float64, device=waves.kappa.device) @ grid.reciprocal
+    fields = fields + operator.correction(fields, eigenvalue, k[:4])
+    eigenvalue, fields = _lowest(operator, fields, k[:4], modes)
     y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
     fields = torch.cat([fields, fields[:, 3:] * torch.exp(2j * torch.pi * y)], dim=1)
     eigenvalue = torch.cat([eigenvalue, eigenvalue[:, 3:]], dim=1)
-    for _ in range(_REFINEMENTS):
-        fields = fields + operator.correction(fields, eigenvalue, k)
+    fields = fields + operator.correction(fields, eigenvalue, k)
     fields = _weighted(operator, fields, eigenvalue, bands)
 
     elsewhere = fields[:, 1:].flatten(1, 2)
@@ -63,6 +66,24 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     constant = torch.ones_like(real_fields[:, :1])
     constant = constant / _inner(operator, constant, constant).sqrt()
     return _reduction(operator, constant, real_fields, size - 1)
+
+
+def _lowest(
+    operator: BlochOperator, fields: Fields, k: Wavevectors, modes: int
+) -> tuple[Float64[torch.Tensor, "sample k lowest"], Complex128[torch.Tensor, "sample k lowest x y"]]:
+    """Return the lowest modes among the combinations of fields at the wavevectors k ≡ -k (Rayleigh and Ritz).
+
+    There modes can be chosen real, up to a phase that is the same for all, and so only real combinations are taken.
+    """
+    mass = operator.mass()[:, None, None] * fields
+    flat, mass, stiffness = (
+        torch.view_as_real(part).flatten(3) for part in (fields, mass, operator.stiffness(fields, k))
+    )
+    root = torch.linalg.cholesky(flat @ mass.mT)
+    scaled = torch.linalg.solve_triangular(root, flat, upper=False)
+    eigenvalue, vector = torch.linalg.eigh(scaled @ torch.linalg.solve_triangular(root, stiffness, upper=False).mT)
+    lowest = (vector[..., :modes].mT @ scaled).unflatten(-1, (*fields.shape[-2:], 2))
+    return eigenvalue[..., :modes], torch.view_as_complex(lowest)
 
 
 def extend(operator: BlochOperator, reduction: Reduction, bands: int, k: Wavevectors) -> Reduction:

@@ -287,8 +287,11 @@ def test_two_runs_at_once_are_refused(tmp_path):
         (["rods", "--samples", 3, "--resolution", 9], "`resolution` must be even for a family with symmetry, got 9"),
         (["blob", "--samples", 3, "--plane-group", "p4"], "`plane_group` and `cutoff` belong to family level-set"),
         (["level-set", "--samples", 3, "--plane-group", "p4", "--cutoff", 9], "`cutoff` must be from 1 to 8, got 9"),
-        (["blob", "--samples", 3, "--bands", 0], "`bands` must be at least 1, got 0"),
-        (["blob", "--samples", 3, "--k-points", 1], "`k_points` must be at least 2, for a coarser grid tells the er"),
+        (["blob", "--samples", 3, "--bands", 0], "`bands` must be a whole number, at least 1, got 0"),
+        (
+            ["blob", "--samples", 3, "--k-points", 1],
+            "`k_points` must be a whole number, at least 2, for",
+        ),
         (["blob", "--samples", 3, "--resolution", 4, "--bands", 17], "`bands` must be at most 16 on this grid"),
         (
             ["blob", "--samples", 3, "--resolution", 4, "--bands", 16, "--polarization", "te"],

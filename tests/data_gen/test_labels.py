@@ -54,6 +54,14 @@ def test_nor_on_a_grid_that_is_asked_for(n, smoothing):
     assert 0 < off(label, fine) <= float(label["dos_error"])
 
 
+@pytest.mark.parametrize("n", [13, 25])
+def test_nor_in_a_small_cell(n):
+    cell = np.where(np.arange(9) < 4, 9.0, 1.0)[:, None] * np.ones(9)
+    settings = {"polarization": "te", "lattice": 0.3 * np.eye(2), "bands": 6}
+    label, fine = (data_gen.label(cell, k_points=points, **settings) for points in (n, 201))
+    assert 0 < off(label, fine) <= float(label["dos_error"])
+
+
 def test_a_grid_that_cannot_hold_a_label_says_so():
     with pytest.raises(SolverError, match="cell 0: all 2 bands that there are do not cover the density up to"):
         data_gen.label(np.ones((1, 2)), k_points=4)
