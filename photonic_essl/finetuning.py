@@ -128,7 +128,7 @@ def finetune(
         weight_decay=weight_decay,
     )
     augmentation = augmentation_group(cells, family, invariance or (None if family else settings.get("invariance")))
-    physics = {"polarization": cells.attributes.get("polarization", "tm"), "lattice": cells.lattice.tolist()}
+    physics = {"polarization": cells.attributes["polarization"], "lattice": cells.lattice.tolist()}
     run = Run(
         out,
         "finetune",
@@ -197,7 +197,10 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
         f"cells ({run.record['seconds']:.0f} s)."
     )
     if not calibrated:
-        print(f"It has no intervals: they need {FEWEST_CELLS} validation cells.")
+        print(
+            f"It has no intervals: they need {FEWEST_CELLS} validation cells, labelled ones beyond `labels` or those "
+            "of a validation file."
+        )
 
 
 def warn_of_labels_of_others(regressor: Regressor, cells: LabelledCells) -> None:
@@ -262,7 +265,7 @@ def split(
 def check_validation(trained_on: Cells, validation: Cells) -> None:
     """Refuse cells to validate on that are of another kind than those trained on, or among them; raises ValueError."""
     both = (trained_on, validation)
-    kinds = [(part.grid, part.lattice.tolist(), part.attributes.get("polarization", "tm")) for part in both]
+    kinds = [(part.grid, part.lattice.tolist(), part.attributes["polarization"]) for part in both]
     if kinds[0] != kinds[1]:
         names = "grid, lattice vectors and polarization"
         raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")

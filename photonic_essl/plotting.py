@@ -157,30 +157,31 @@ def draw_turned_dos(
 
 def draw_dos(
     predicted: ArrayLike,
-    true: ArrayLike,
+    true: ArrayLike | None = None,
     ax: Axes | None = None,
     *,
     interval: tuple[ArrayLike, ArrayLike] | None = None,
     area: float = 1.0,
 ) -> Axes:
-    """Draw a predicted over a true density of states D/n, and the empty lattice behind both.
+    """Draw a predicted density of states D/n over the true one, and the empty lattice behind both.
 
     Args:
         predicted: on the first 400 scaled frequencies, shape `(frequency,)`.
-        true: on the first 400 or all 500.
+        true: on the first 400 or all 500, where it is known.
         ax: where to draw; a new figure where not given.
         interval: its bounds, `lowest` and `highest` of `Regressor.predict_interval`, each as `predicted`; shaded.
         area: of the cell, in a², for the empty lattice.
     """
     ax = ax or plt.subplots()[1]
-    predicted, true = np.asarray(predicted), np.asarray(true)
     frequency = FREQUENCIES[:PREDICTED]
     ax.plot(frequency, empty_lattice(frequency, area), color=GUESS, linewidth=1, label="empty lattice")
-    ax.plot(frequency, true[:PREDICTED], color=TRUE, linewidth=1.8, label="true")
+    if true is not None:
+        ax.plot(frequency, np.asarray(true)[:PREDICTED], color=TRUE, linewidth=1.8, label="true")
     if interval is not None:
         low, high = (np.asarray(bound)[:PREDICTED] for bound in interval)
         ax.fill_between(frequency, low, high, color=PREDICTION, alpha=0.25, linewidth=0, label="interval")
-    ax.plot(frequency, predicted[:PREDICTED], color=PREDICTION, linewidth=1.4, linestyle="--", label="predicted")
+    predicted = np.asarray(predicted)[:PREDICTED]
+    ax.plot(frequency, predicted, color=PREDICTION, linewidth=1.4, linestyle="--", label="predicted")
     ax.set(xlabel="scaled frequency ωn (2πc/a)", ylabel="density of states D/n (a/2πc)")
     ax.set_xlim(0, frequency[-1])
     ax.set_ylim(bottom=0)

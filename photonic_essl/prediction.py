@@ -1,11 +1,13 @@
 """What is done with a trained regressor: measure it on labelled cells, and predict."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
 import h5netcdf
 import numpy as np
 import xarray as xr
+from torch import Tensor
 from xarray.backends import H5NetCDFStore
 
 from data_gen.dataset import new_hdf5_file
@@ -13,6 +15,7 @@ from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import make_network
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
 from photonic_essl.regression import Regressor, load_regressor
+from photonic_essl.runs import read_record
 from photonic_essl.saving import weights_fingerprint
 
 
@@ -32,8 +35,10 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
     """
     cells = load_cells(data, labelled=True)
-    regressor = _load(model, encoder, cells.grid, cells.attributes.get("polarization"))
-    regressor.check_physics(cells.attributes.get("polarization"), cells.lattice)
+    regressor = _load(model, encoder, cells.grid, cells.attributes["polarization"])
+    regressor.check_physics(cells.attributes["polarization"], cells.lattice)
+    if model is not None:
+        _warn_of_known_cells(Path(model), cells)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
     errors = relative_errors(predicted["dos"], cells.dos)
     print(
@@ -102,7 +107,8 @@ def predict(
     with new_hdf5_file(out) as new, h5netcdf.File(new, "w") as file:
         found.dump_to_store(H5NetCDFStore(file))
     count = found.sizes.get("sample", 1)
-    print(f"Predictions for {count} {'cell' if count == 1 else 'cells'} written to {out}.")
+    physics = f"{regressor.polarization.upper()}, lattice {_in_words(regressor.lattice)}"
+    print(f"Predictions ({physics}) for {count} {'cell' if count == 1 else 'cells'} written to {out}.")
     return found
 
 
@@ -128,6 +134,21 @@ def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...], 
     return load_regressor(model, network, polarization=polarization or "tm")
 
 
+def _warn_of_known_cells(model: Path, cells: Cells) -> None:
+    """Warn if the file is one that the model's run took its cells from."""
+    if not (model / "run.json").exists():
+        return
+    settings = read_record(model / "run.json")["settings"]
+    for name, use in (("data", "trained on"), ("validation", "validated on")):
+        if settings.get(name) == cells.fingerprint:
+            warnings.warn(f"the model was {use} cells of this file: they say little of others.", stacklevel=3)
+
+
+def _in_words(lattice: Tensor) -> str:
+    """Return lattice vectors as (1, 0), (0, 1)."""
+    return ", ".join(f"({x:.4g}, {y:.4g})" for x, y in lattice.tolist())
+
+
 def _read_array(path: Path) -> np.ndarray:
     """Read an array of numbers from an .npy file.
 
@@ -139,10 +160,12 @@ def _read_array(path: Path) -> np.ndarray:
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         array = np.load(path, allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is no .npy file of numbers: {error}.") from None
+    except (ValueError, TypeError, EOFError, OSError) as error:  # numpy's own words advise to unpickle
+        raise ValueError(f"{path} is no .npy file of numbers, or damaged ({type(error).__name__}).") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise ValueError(
             f"{path} is no .npy file of real numbers: it holds {getattr(array, 'dtype', 'several arrays')}."
         )
+    if not array.size:
+        raise ValueError(f"{path} holds no cells.")
     return array.astype(np.float32)

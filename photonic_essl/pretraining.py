@@ -210,6 +210,8 @@ def named_groups(
         chosen.check_fits(cells.grid, cells.lattice)
     if transformation == "predicted" and asked.permittivity_range:
         raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
+    if transformation == "predicted" and asked.order(cells.grid) == 1:
+        raise ValueError(f"`equivariance` must have elements to tell apart, `{asked.name}` has one.")
     if transformation == "invariance":
         views = views * asked
     return views, asked if transformation == "predicted" else identity()

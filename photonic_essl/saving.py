@@ -115,7 +115,8 @@ def read_folder(path: str | Path, noun: str = "model") -> tuple[dict[str, Any], 
     folder = Path(path)
     for file in (SETTINGS, WEIGHTS):
         if not (folder / file).is_file():
-            raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}.")
+            hint = "; its run goes on by the same command" if (folder / "run.json").exists() else ""
+            raise FileNotFoundError(f"{path} holds no saved {noun}: there is no {file}{hint}.")
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         with safe_open(folder / WEIGHTS, "pt") as file:

@@ -248,6 +248,10 @@ class ProgressBar(lightning.Callback):
         if hasattr(self, "bar"):
             self.bar.close()
 
+    def on_exception(self, trainer: lightning.Trainer, module: SeededModule, exception: BaseException) -> None:
+        """Leave the bar as it is, before what went wrong is said."""
+        self.teardown(trainer, module, "fit")
+
 
 class LastCheckpoint(lightning.Callback):
     """Keeps the state after the latest epoch, and what it cost, written at most every few seconds, each in one go."""

@@ -125,6 +125,7 @@ photonic_essl.finetune(
     FOLDER / "labelled.h5",
     FOLDER / "model",
     pretrained=FOLDER / "encoder",
+    recipe="supervised",
     labels=LABELS // 2,
     invariance="mirrors * quarter-turns",
     epochs=300 if CELLS >= 256 else 10,

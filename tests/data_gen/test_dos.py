@@ -149,6 +149,8 @@ def test_points_above_the_bands_are_marked():
         ({"frequency": np.array([0.3, 0.2])}, "`frequency` must be one ascending list"),
         ({"frequency": np.array([0.1, np.nan, 0.3])}, "`frequency` must be one ascending list of finite"),
         ({"frequency": np.array([0.1, np.inf])}, "`frequency` must be one ascending list of finite"),
+        ({"frequency": np.array([0.1, 1e9])}, "`frequency` must be one ascending list .*, from 0 to 100"),
+        ({"epsilon_mean": np.ones(7)}, "`epsilon_mean` must be a number or have shape"),
     ],
 )
 def test_bad_arguments_are_refused(change, message):

@@ -7,6 +7,7 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import data_gen
 from data_gen.lattices import wavevector_grid
@@ -200,6 +201,15 @@ def test_missing_mpb_is_one_line_with_both_ways_to_get_it(monkeypatch):
         (np.ones((8, 8)), {"k_points": 0}, "must be at least 1, got 0"),
         (np.ones((8, 8)), {"k_points": np.ones((3, 3))}, "`k_points` must be a whole number or finite wavevectors"),
         (np.ones((8, 8)), {"lattice": "cubic"}, "`lattice` must be one of"),
+        (np.ones((8, 8)), {"lattice": [[1, 0], [1]]}, "`lattice` must be two finite, independent vectors"),
+        (np.ones((8, 8)), {"lattice": [[500, 0], [0, 500]]}, "`lattice` must be in units of a, with vectors of length"),
+        (np.ones((8, 8)), {"bands": 2.5}, "`bands` must be a whole number from 1 to"),
+        (np.full((8, 8), "1"), {}, "`epsilon` must hold numbers, got <U1"),
+        (
+            xr.DataArray(np.ones((8, 8)), attrs={"lattice": [1.0, 0.0, 0.0, 1.5]}),
+            {},
+            r"`lattice` must be that of the cells, \[\[1\.0, 0\.0\], \[0\.0, 1\.5\]\], got \[\[1\.0, 0\.0\]",
+        ),
     ],
 )
 def test_bad_input_is_refused(epsilon, settings, message):

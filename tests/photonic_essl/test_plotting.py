@@ -37,6 +37,11 @@ def test_axes_are_taken_and_returned_with_units():
     matplotlib.pyplot.close(figure)
 
 
+def test_a_prediction_is_drawn_with_its_interval_where_the_truth_is_not_known(ax):
+    assert draw_dos(np.ones(400), ax=ax, interval=(np.full(400, 0.9), np.full(400, 1.1))) is ax
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["empty lattice", "interval", "predicted"]
+
+
 def test_best_median_and_worst_are_found(tmp_path):
     true = np.tile(empty_lattice(), (5, 1))
     predicted = true[:, :400] * np.array([1.3, 1.0, 1.1, 1.2, 1.4])[:, None]

@@ -100,7 +100,7 @@ def test_arrays_that_are_no_permittivities_are_refused(write, message, finished,
 
 def test_what_was_learnt_is_beside_what_needs_no_labels(labelled, cells, tmp_path, capsys):
     model = finetune(labelled, tmp_path / "model", labels=8, epochs=1, device="cpu", progress=False)
-    assert "It has no intervals: they need 50 validation cells." in capsys.readouterr().out
+    assert "It has no intervals: they need 50 validation cells, labelled ones beyond" in capsys.readouterr().out
     waves = model.uncorrected(cells.epsilon[:, 0])
     new = new_regressor("none", (32, 32), 0, plane_waves=6.5)
     np.testing.assert_allclose(waves, new.predict(cells.epsilon[:, 0]), atol=1e-5)
@@ -221,6 +221,12 @@ def test_cells_of_a_file_are_refused_by_a_model_of_another_lattice(calibrated, t
             with pytest.raises(ValueError, match=name):
                 use(cells["epsilon"])
         assert model.predict(cells["epsilon"].values).shape == (60, 400)  # an array says nothing of itself
+
+
+def test_cells_that_a_model_knows_are_called_so(labelled, tmp_path):
+    finetune(labelled, tmp_path / "model", labels=10, **SMALL)
+    with pytest.warns(UserWarning, match="the model was trained on cells of this file"):
+        evaluate(labelled, tmp_path / "model")
 
 
 def test_named_dimensions_say_where_x_and_y_are(finished, tmp_path):

@@ -354,6 +354,7 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"invariance": "spin"}, "unknown group 'spin'"),
         ({"equivariance": "hexagon"}, "`hexagon` does not map a cell"),
         ({"equivariance": "translations/5"}, "divisible by 5"),
+        ({"equivariance": "identity"}, "`equivariance` must have elements to tell apart, `identity` has one"),
         ({"equivariance": "rescaling"}, "`rescaling` rescales ε by any factor, which no task here predicts"),
         ({"prediction": "guess"}, "`prediction` must be one of absolute, relative, continuous, got 'guess'"),
         ({"prediction": "continuous", "equivariance": "mirrors"}, "continuous prediction is for translations"),
