@@ -76,11 +76,11 @@ def solvers_agree(family: str, plane_group: str | None, polarization: str, cells
 
 
 def slab(seed: int, index: int) -> np.ndarray:
-    """Return samples of a layer of one material in another, ε = 1 to 20, along either axis, shape `(x, y)`."""
+    """Return samples of a thin layer of high permittivity in air, along either axis, shape `(x, y)`."""
     random = np.random.default_rng((seed, index))
-    width, (inside, outside) = random.uniform(0.05, 0.6), np.exp(random.uniform(0, np.log(20), 2))
+    width, inside = random.uniform(0.06, 0.3), random.uniform(8, 20)
     position = (np.arange(SAMPLES * RESOLUTION) + 0.5) / (SAMPLES * RESOLUTION)
-    layers = np.tile(np.where(position < width, inside, outside), (len(position), 1))
+    layers = np.tile(np.where(position < width, inside, 1.0), (len(position), 1))
     return layers if index % 2 else np.ascontiguousarray(layers.T)
 
 

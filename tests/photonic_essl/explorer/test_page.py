@@ -29,7 +29,7 @@ MOVES = 5
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorer")
     cells = write_cells(folder / "cells.h5", 70, polarization="tm")
-    finetune(cells, folder / "model", labels=16, epochs=40, progress=False)
+    finetune(cells, folder / "model", labels=16, epochs=5, progress=False)
     return folder / "model"
 
 
