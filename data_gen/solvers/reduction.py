@@ -15,7 +15,7 @@ from data_gen.solvers.bloch import BlochOperator, Fields, PerMode, Wavevectors
 from data_gen.solvers.patches import Polynomial, hamiltonian
 from data_gen.solvers.waves import SYMMETRIC_POINTS
 
-_EXTRA_MODES, _FEWEST_MODES = 2, 6  # sampled above the highest band wanted; sampled in all
+_EXTRA_MODES, _FEWEST_MODES = 4, 6  # sampled above the highest band wanted; sampled in all
 
 # A few waves tell poorly which modes are the lowest, above all in TE at high contrast; and where symmetry keeps a mode
 # that is not sampled apart from those that are, no residual tells of it afterwards. So more are refined than kept.
