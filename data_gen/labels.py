@@ -31,7 +31,7 @@ GRIDS = (63, 75, 105, 165)
 # A grid's distance from the k → ∞ limit, as part of its distance from a coarser one: chosen so that labels keep within
 # what they state. experiments/benchmarks/labels.py counts how many default labels do. As published, without the
 # correction for bends, a label is of second order, and an eighth is left; more where the Gaussian is so narrow that it
-# does not hide how a plane within a k-cell differs from the band, which is in units of the longest reciprocal vector.
+# does not hide how a plane within a k-cell differs from the band: narrower than `NARROW` longest reciprocal vectors.
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25, "narrow": 0.45}
@@ -102,7 +102,7 @@ def label(
         smoothing: standard deviation of the Gaussian in scaled frequency, or "published".
         solver: "rbme" or "mpb".
         polarization: "tm" or "te".
-        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a; see `solve`.
+        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a; see `solve`. Cells out of a file say which.
         resolution: pixels along x, where `epsilon` is finer by a whole factor; see `solve`.
 
     Returns:

@@ -33,6 +33,9 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
     Raises:
         FileNotFoundError: if the model or the file is missing.
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
+
+    Warns:
+        UserWarning: if the model was trained or validated on cells of this file.
     """
     cells = load_cells(data, labelled=True)
     regressor = _load(model, encoder, cells.grid, cells.attributes["polarization"])
