@@ -102,7 +102,7 @@ def label(
         smoothing: standard deviation of the Gaussian in scaled frequency, or "published".
         solver: "rbme" or "mpb".
         polarization: "tm" or "te".
-        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a; see `solve`. Cells out of a file say which.
+        lattice: a name, or basis vectors `(2, 2)`, one a row, in units of a; see `solve`.
         resolution: pixels along x, where `epsilon` is finer by a whole factor; see `solve`.
 
     Returns:

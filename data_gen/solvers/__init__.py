@@ -51,8 +51,8 @@ def solve(
         polarization: "tm" (E along z) or "te" (H along z).
         solver: "mpb" (the reference) or "rbme" (the fast one).
         lattice: "square", "hexagonal" (vectors 120° apart, (1, 0) and (-½, √3/2)), "rectangular", "centred",
-            "oblique", or basis vectors of shape `(2, 2)`, one a row, in units of a. It has to be that of the cells, where
-            these say so, as those of `open_dataset` do.
+            "oblique", or basis vectors of shape `(2, 2)`, one a row, in units of a. Where cells say of themselves
+            which it is, as those of `open_dataset` do, it has to be that.
         resolution: points of the solver's grid along the first lattice vector, where `epsilon` is finer than it by a
             whole factor, nine say: TM gets the mean over each pixel, TE the effective tensor of subpixel smoothing. The
             grid of `epsilon` itself where not given, whose pixels are then taken to be of one material each.
