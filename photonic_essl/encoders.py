@@ -16,7 +16,7 @@ import functools
 import importlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,10 @@ from torch import Tensor, nn
 from photonic_essl.periodic import PeriodicConvolution
 from photonic_essl.saving import MODEL_CARD, SavedModel
 from photonic_essl.standardisation import PERMITTIVITY_RANGE, FixedRange, ScaleFree
+
+
+class DivergenceError(RuntimeError):
+    """A loss, or a representation, is no longer a finite number."""
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -189,6 +193,11 @@ def make_network(
     return network
 
 
+def own_network(name: str, grid: tuple[int, int]) -> nn.Module | None:
+    """Return the network of a user's own factory; None for the name of a preset, which needs no network given."""
+    return None if name in NETWORKS else make_network(name, 1, grid)
+
+
 AnyEncoder = TypeVar("AnyEncoder", bound="Encoder")
 
 
@@ -268,6 +277,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         module.train(training)
+
+
+def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tensor, "sample features"]:
+    """Return the representations of samples by a frozen encoder, on the CPU.
+
+    Args:
+        encoder: on any device; its mode is put back.
+        batches: what it sees at a time, shape `(batch, channel, x, y)` each.
+
+    Raises:
+        DivergenceError: if they are not finite.
+    """
+    weight = next(encoder.parameters())
+    with evaluating(encoder):
+        found = torch.cat([encoder(batch.to(weight)).cpu() for batch in batches])
+    if not torch.isfinite(found).all():
+        raise DivergenceError(
+            "the encoder's representations are not finite: it has diverged. Try a lower learning rate."
+        )
+    return found
 
 
 def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:

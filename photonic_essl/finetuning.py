@@ -10,12 +10,12 @@ import numpy as np
 import pytorch_lightning as lightning
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
-from photonic_essl.encoders import NETWORKS, Encoder, make_network
+from photonic_essl.encoders import DivergenceError, Encoder, own_network
 from photonic_essl.metrics import relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
@@ -23,7 +23,7 @@ from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
-from photonic_essl.training import DivergenceError, SeededModule, derived_seed, fit, resolved_precision
+from photonic_essl.training import SeededModule, derived_seed, fit, resolved_precision
 
 VALIDATION_CELLS = 500
 """At most this many cells of the labelled file are kept for validation."""
@@ -328,11 +328,6 @@ def augmentation_group(cells: Cells, family: str | None = None, invariance: str 
     chosen = group(invariance) if invariance else published_groups(family or cells.attributes["family"])[0]
     chosen.check_fits(cells.grid, cells.lattice)
     return chosen
-
-
-def own_network(name: str, grid: tuple[int, int]) -> nn.Module | None:
-    """Return the network of a user's own factory; None for the name of a preset, which needs no network given."""
-    return None if name in NETWORKS else make_network(name, 1, grid)
 
 
 def new_regressor(encoder: str, grid: tuple[int, int], seed: int, **settings: Any) -> Regressor:

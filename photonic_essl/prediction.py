@@ -14,8 +14,8 @@ from data_gen.dataset import new_hdf5_file
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import make_network
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
+from photonic_essl.records import read_record
 from photonic_essl.regression import Regressor, load_regressor
-from photonic_essl.runs import read_record
 from photonic_essl.saving import weights_fingerprint
 
 

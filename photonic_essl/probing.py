@@ -1,18 +1,15 @@
 """How good a representation is while it is being learnt: regression from it, frozen, of the density of states."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as lightning
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from photonic_essl.data import LabelledCells
-from photonic_essl.encoders import evaluating
+from photonic_essl.encoders import representations
 from photonic_essl.metrics import empty_lattice, relative_error
-from photonic_essl.training import DivergenceError, SeededModule
+from photonic_essl.training import SeededModule
 
 
 class Monitor(lightning.Callback):
@@ -88,23 +85,3 @@ def probe_error(encoder: nn.Module, cells: LabelledCells) -> float:
     ridge = RidgeCV(alphas=np.logspace(-2, 4, 13)).fit(features[:half], difference[:half])
     predicted = ridge.predict(features[half:]) + empty_lattice()[: cells.dos.shape[1]]
     return relative_error(predicted, cells.dos[half:])
-
-
-def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tensor, "sample features"]:
-    """Return the representations of samples by a frozen encoder, on the CPU.
-
-    Args:
-        encoder: on any device; its mode is put back.
-        batches: what it sees at a time, shape `(batch, channel, x, y)` each.
-
-    Raises:
-        DivergenceError: if they are not finite.
-    """
-    weight = next(encoder.parameters())
-    with evaluating(encoder):
-        found = torch.cat([encoder(batch.to(weight)).cpu() for batch in batches])
-    if not torch.isfinite(found).all():
-        raise DivergenceError(
-            "the encoder's representations are not finite: it has diverged. Try a lower learning rate."
-        )
-    return found

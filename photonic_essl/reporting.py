@@ -20,8 +20,7 @@ from data_gen.dataset import replaced_when_complete
 from photonic_essl import gallery
 from photonic_essl.bands import widest_dos_gaps
 from photonic_essl.data import Cells, LabelledCells, load_cells
-from photonic_essl.encoders import NETWORKS, Encoder
-from photonic_essl.finetuning import own_network
+from photonic_essl.encoders import NETWORKS, Encoder, own_network, representations
 from photonic_essl.metrics import relative_errors
 from photonic_essl.plotting import (
     TRUE,
@@ -31,9 +30,8 @@ from photonic_essl.plotting import (
     logged_quantities,
 )
 from photonic_essl.prediction import untrained
-from photonic_essl.probing import representations
+from photonic_essl.records import read_records
 from photonic_essl.regression import load_regressor
-from photonic_essl.runs import read_records
 from photonic_essl.saving import load_folder
 
 TEST_FILE = "test.h5"

@@ -2,23 +2,18 @@
 
 import contextlib
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.utilities import rank_zero_only
 
-from data_gen.dataset import package_commit, partial_of, replaced_when_complete
-from photonic_essl.saving import DIGEST, digest
-
-RECORDED_PACKAGES = ("photonic_essl", "torch", "pytorch-lightning", "lightly", "numpy")
+from data_gen.dataset import partial_of
+from photonic_essl.records import environment, read_record, write_record
 
 
 class Run:
@@ -140,42 +135,6 @@ def _leave_locks() -> None:
 os.register_at_fork(after_in_child=_leave_locks)
 
 
-def read_records(folder: str | Path) -> dict[Path, dict[str, Any]]:
-    """Return the records of the run in a folder, or else of all runs in folders within it, by the run's folder.
-
-    Raises:
-        FileNotFoundError: if there is no such folder, or no run in it.
-        ValueError: if a record is damaged.
-    """
-    files = [file for pattern in ("run.json", "*/run.json") for file in sorted(Path(folder).glob(pattern))]
-    if not files:
-        raise FileNotFoundError(f"{folder} is no folder of a run, and holds none: there is no run.json.")
-    own = [file for file in files if file.parent == Path(folder)] or files
-    return {file.parent: read_record(file) for file in own}
-
-
-def write_record(file: Path, record: Mapping[str, Any]) -> None:
-    """Write a record with its digest, whole or not at all."""
-    with replaced_when_complete(file) as partial:
-        partial.write_text(json.dumps({**record, DIGEST: digest(record)}, indent=2) + "\n")
-
-
-def read_record(file: Path) -> dict[str, Any]:
-    """Read the record of a run.
-
-    Raises:
-        ValueError: if it is not what was written.
-    """
-    try:
-        record = json.loads(file.read_text())
-        whole = record.pop(DIGEST) == digest(record)
-    except Exception as error:  # whatever is wrong with JSON, or with what it holds
-        raise ValueError(f"{file} is damaged, or no record of a run: {type(error).__name__}: {error}.") from None
-    if not whole:
-        raise ValueError(f"{file} is damaged: it is not what was written, as its digest shows.")
-    return record
-
-
 def _check_same(folder: Path, record: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     if record["command"] != asked["command"]:
         raise ValueError(f"{folder} holds a run of `{record['command']}`, not of `{asked['command']}`.")
@@ -184,18 +143,3 @@ def _check_same(folder: Path, record: Mapping[str, Any], asked: Mapping[str, Any
     if different:
         shown = "; ".join(f"{key}: {there.get(key)!r} there, {here.get(key)!r} asked" for key in different)
         raise ValueError(f"{folder} holds a run with other settings ({shown}); choose another folder.")
-
-
-def environment() -> dict[str, Any]:
-    """Return versions, commit and hardware, as JSON can hold them."""
-    return {
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
-        "commit": package_commit(),
-        "hardware": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-    }

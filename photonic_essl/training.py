@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from photonic_essl.distributed import with_global_batch_norm
+from photonic_essl.encoders import DivergenceError
 from photonic_essl.runs import Run
 from photonic_essl.torch_files import read_torch_file
 
@@ -37,10 +38,6 @@ STEPS_BETWEEN_LOGS = 20
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
 CHECKPOINTED = {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"}
 _SHUFFLE, _STEP = 0, 1
-
-
-class DivergenceError(RuntimeError):
-    """The loss is no longer a finite number."""
 
 
 def derived_seed(*parts: int) -> int:

@@ -29,7 +29,8 @@ from photonic_essl.encoders import NETWORKS, light_network
 from photonic_essl.objectives import SimCLR
 from photonic_essl.pretraining import Pretraining
 from photonic_essl.recipes import load_recipe
-from photonic_essl.runs import Run, environment
+from photonic_essl.records import environment
+from photonic_essl.runs import Run
 from photonic_essl.symmetry import published_groups
 from photonic_essl.training import fit
 

@@ -19,7 +19,7 @@ from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
 from experiments.benchmarks.pretraining import step_seconds
-from photonic_essl.runs import environment
+from photonic_essl.records import environment
 from photonic_essl.symmetry import identity, quarter_turns
 from photonic_essl.vision.augmentation import PUBLISHED_AUGMENTATIONS, Augmentation
 from photonic_essl.vision.datasets import STANDARDISATIONS

@@ -88,7 +88,7 @@ def read_checkpoint(path: Path) -> bytes:
 
 
 def read_run(path: Path) -> bytes:
-    from photonic_essl.runs import read_records
+    from photonic_essl.records import read_records
 
     return repr(read_records(path).values()).encode()
 

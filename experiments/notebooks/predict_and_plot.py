@@ -24,6 +24,7 @@ import matplotlib.pyplot as plt
 import data_gen
 import photonic_essl
 from photonic_essl.data import load_cells
+from photonic_essl.encoders import representations
 from photonic_essl.metrics import relative_errors
 from photonic_essl.plotting import (
     draw_cell,
@@ -32,7 +33,6 @@ from photonic_essl.plotting import (
     draw_predictions,
     draw_representation,
 )
-from photonic_essl.probing import representations
 
 # %% tags=["parameters"]
 CELLS = 100

@@ -20,8 +20,8 @@ from photonic_essl.metrics import relative_error
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.pretraining import pretrain
 from photonic_essl.recipes import load_recipe
+from photonic_essl.records import environment, read_record
 from photonic_essl.regression import Regressor
-from photonic_essl.runs import environment, read_record
 from photonic_essl.training import resolved_device
 
 SUPERVISED = "supervised"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from photonic_essl.runs import environment, read_record
+from photonic_essl.records import environment, read_record
 from photonic_essl.symmetry import quarter_turns
 from photonic_essl.torch_files import read_torch_file
 from photonic_essl.vision.backbones import load_encoder

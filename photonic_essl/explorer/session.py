@@ -14,8 +14,8 @@ from photonic_essl.bands import band_gaps
 from photonic_essl.explorer.solver_process import SolverProcess
 from photonic_essl.metrics import relative_error
 from photonic_essl.prediction import predictions
+from photonic_essl.records import read_record
 from photonic_essl.regression import Regressor, load_regressor
-from photonic_essl.runs import read_record
 
 SAVED = {
     name: VARIABLES[name]

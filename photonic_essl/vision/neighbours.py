@@ -5,7 +5,8 @@ from lightly.utils.benchmarking.knn import knn_predict
 from torch import Tensor
 from torch.nn import functional
 
-from photonic_essl.probing import Monitor, representations
+from photonic_essl.encoders import representations
+from photonic_essl.probing import Monitor
 from photonic_essl.training import resolved_device
 from photonic_essl.vision.backbones import ImageEncoder, load_encoder
 from photonic_essl.vision.datasets import ImageData, load_images

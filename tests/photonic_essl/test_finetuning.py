@@ -15,8 +15,8 @@ from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.prediction import evaluate
 from photonic_essl.pretraining import pretrain
 from photonic_essl.recipes import load_recipe
+from photonic_essl.records import read_record, write_record
 from photonic_essl.regression import Regressor, load_regressor
-from photonic_essl.runs import read_record, write_record
 
 from .conftest import LIGHT, SMALL, write_cells
 from .test_encoders import own_network

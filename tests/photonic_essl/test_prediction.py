@@ -168,7 +168,7 @@ def test_intervals_hold_new_cells_and_are_written(calibrated, tmp_path, capsys):
 
 def test_a_model_is_calibrated_anew_on_other_cells(calibrated, tmp_path):
     model = load_regressor(calibrated)
-    cells = load_cells(write_cells(tmp_path / "cells.nc", 200, seed=7, polarization="tm"), labelled=True)
+    cells = load_cells(write_cells(tmp_path / "cells.nc", 100, seed=7, polarization="tm"), labelled=True)
     epsilon, twice = cells.epsilon[:, 0], 2 * cells.dos
     before = model.predict(epsilon)
     assert within(model, epsilon, twice) < 0.5

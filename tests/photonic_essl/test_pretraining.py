@@ -21,15 +21,15 @@ from data_gen.command_line import run
 from photonic_essl import distributed, training
 from photonic_essl.cli import COMMANDS
 from photonic_essl.data import load_cells
-from photonic_essl.encoders import Encoder
+from photonic_essl.encoders import DivergenceError, Encoder
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.plotting import read_log
 from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain
 from photonic_essl.probing import probe_error
 from photonic_essl.recipes import load_recipe, recipe_names
-from photonic_essl.runs import Run, read_record, write_record
+from photonic_essl.records import read_record, write_record
+from photonic_essl.runs import Run
 from photonic_essl.symmetry import group
-from photonic_essl.training import DivergenceError
 
 from .conftest import write_cells
 

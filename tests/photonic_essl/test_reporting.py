@@ -12,9 +12,9 @@ from photonic_essl.finetuning import finetune
 from photonic_essl.gallery import _path, placement, shown_cells
 from photonic_essl.metrics import relative_errors
 from photonic_essl.pretraining import pretrain
+from photonic_essl.records import read_record, read_records, write_record
 from photonic_essl.regression import load_regressor
 from photonic_essl.reporting import _table, report
-from photonic_essl.runs import read_record, read_records, write_record
 
 from .conftest import write_cells
 

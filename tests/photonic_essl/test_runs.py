@@ -5,7 +5,7 @@ import time
 import pytest
 
 from data_gen.dataset import partial_of
-from photonic_essl import runs
+from photonic_essl import records, runs
 from photonic_essl.finetuning import finetune
 
 
@@ -13,7 +13,7 @@ def test_a_run_that_was_killed_before_its_first_record_begins_anew(tmp_path):
     partial_of(tmp_path / "run.json").write_text("{")
     run = runs.Run(tmp_path, "finetune", {"epochs": 1})
     with run.sitting():
-        assert runs.read_record(tmp_path / "run.json")["settings"] == {"epochs": 1}
+        assert records.read_record(tmp_path / "run.json")["settings"] == {"epochs": 1}
         with pytest.raises(ValueError, match=f"another process is at work in {tmp_path} right now"):
             runs.Run(tmp_path, "finetune", {"epochs": 1}).sitting().__enter__()
     with run.sitting():
@@ -38,7 +38,7 @@ def test_a_run_that_is_killed_leaves_its_lock_to_no_process_that_it_forked(tmp_p
             os._exit(0)  # never back into the tests
     os.waitpid(killed, 0)
     with run.sitting():
-        assert len(runs.read_record(tmp_path / "run.json")["sittings"]) == 2
+        assert len(records.read_record(tmp_path / "run.json")["sittings"]) == 2
 
 
 def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
@@ -53,9 +53,9 @@ def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
         same.finish()
     with pytest.raises(ValueError, match="another process has finished the run"), one.sitting():
         pass
-    assert runs.read_record(tmp_path / "run.json") == same.record
+    assert records.read_record(tmp_path / "run.json") == same.record
 
 
 def test_the_precision_that_trains_is_recorded(labelled, tmp_path):
     finetune(labelled, tmp_path / "run", labels=5, epochs=1, device="cpu", progress=False)
-    assert runs.read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "32-true"
+    assert records.read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "32-true"
