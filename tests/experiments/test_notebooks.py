@@ -41,7 +41,7 @@ def test_dataset_is_generated_and_drawn(folder):
 
 
 def test_own_cells_are_learnt_and_predicted(folder):
-    error = run("pretrain_on_own_cells.py", 32)["error"]
+    error = run("pretrain_on_own_cells.py", 16)["error"]
     shown = run("predict_and_plot.py", 3)
     np.testing.assert_allclose(shown["errors"].mean(), error, rtol=1e-5)
     assert "Cells, as predicted by model" in (folder / "report.html").read_text()

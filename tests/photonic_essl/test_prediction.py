@@ -153,7 +153,7 @@ def test_a_prediction_is_the_mean_over_symmetric_copies(finished):
 
 
 def test_intervals_hold_new_cells_and_are_written(calibrated, tmp_path, capsys):
-    data = write_cells(tmp_path / "test.nc", 200, seed=6, polarization="tm")
+    data = write_cells(tmp_path / "test.nc", 100, seed=6, polarization="tm")
     evaluate(data, calibrated)
     share = float(capsys.readouterr().out.split("within its 90 % interval: ")[1].split(" %")[0])
     assert share == pytest.approx(90, abs=6)

@@ -185,6 +185,7 @@ def test_mpb_on_the_button_agrees(page):
     assert np.abs(difference).sum() < 0.02 * np.sum(curves["solved"])
 
 
+@pytest.mark.slow
 def test_time_from_slider_to_curves(page, capsys):
     """Nothing is asserted of seconds: they are written to the log."""
     page.select_option("#family", "blob")
