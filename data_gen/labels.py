@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 from jaxtyping import Float, Float64, Int64
+from tqdm import tqdm
 
 from data_gen.dos import SMOOTHING, TARGET_FREQUENCY, check_smoothing, integrate, scaled_frequencies
 from data_gen.lattices import basis_vectors, half_grid, reciprocal_vectors
@@ -22,6 +23,7 @@ from data_gen.solvers.contract import (
     checked_cells,
     is_whole,
     mode_count,
+    numbered,
 )
 from data_gen.solvers.equivalence import equivalence
 
@@ -35,6 +37,8 @@ GRIDS = (63, 75, 105, 165)
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25, "narrow": 0.45}
+# Cells that are labelled together: no memory for more is taken, however many there are.
+CELLS_AT_ONCE = 32
 # Points of a label that the paper's metric runs over.
 METRIC = slice(100, 400)
 
@@ -92,6 +96,8 @@ def label(
 ) -> xr.Dataset:
     """Label one cell or a batch: the density of states D/n over the scaled frequency, with its estimated error.
 
+    A progress bar shows on standard error, if it is a terminal, of what takes more than two seconds.
+
     Args:
         epsilon: relative permittivity, shape `(x, y)` or `(sample, x, y)`, real and positive.
         k_points: n of the n × n grid of wavevectors, 2 or more; None gives each cell the grid that `accuracy` needs.
@@ -121,7 +127,7 @@ def label(
     single = cells.ndim == 2
     basis = basis_vectors(lattice)
     check_own_lattice(epsilon, basis)
-    arrays = label_cells(cells[None] if single else cells, basis, resolution, settings)
+    arrays = _label_in_parts(cells[None] if single else cells, basis, resolution, settings)
     lead = () if single else ("sample",)
     dos, error, covered = (
         arrays[name][0] if single else arrays[name] for name in ("dos", "dos_error", "covered_frequency")
@@ -142,6 +148,22 @@ def label(
             "smoothing": smoothing,
         },
     )
+
+
+def _label_in_parts(
+    cells: torch.Tensor, basis: Float64[np.ndarray, "2 2"], resolution: int | None, settings: LabelSettings
+) -> dict[str, np.ndarray]:
+    """Label any number of cells, `CELLS_AT_ONCE` together."""
+    # All are looked at before hours go into the first.
+    checked_cells(cells, bands=settings.bands or 1, polarization=settings.polarization, resolution=resolution)
+    parts = []
+    with tqdm(total=len(cells), desc="labels", unit="cell", delay=2, leave=False, disable=None) as progress:
+        for start in range(0, len(cells), CELLS_AT_ONCE):
+            part = cells[start : start + CELLS_AT_ONCE]
+            with numbered(range(start, len(cells))):
+                parts.append(label_cells(part, basis, resolution, settings))
+            progress.update(len(part))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def label_cells(
@@ -193,8 +215,8 @@ def label_cells(
         answer |= _full_grid(answer, settings.k_points)
     if settings.bands is not None and bool((answer["covered_frequency"] < TARGET_FREQUENCY).any()):
         warnings.warn(
-            f"{settings.bands} bands cover the density only up to a scaled frequency of "
-            f"{answer['covered_frequency'].min():.3f}, below {TARGET_FREQUENCY}; give more `bands`",
+            f"{settings.bands} bands do not cover the density of states of every cell up to a scaled frequency of "
+            f"{TARGET_FREQUENCY}; give more `bands`",
             stacklevel=3,
         )
     return {name: answer[name].detach().cpu().numpy() for name in names}
@@ -227,7 +249,8 @@ def _climb(label_on: LabelOn, cells: torch.Tensor, accuracy: float, part_left: f
     answer: dict[str, torch.Tensor] = {}
     rest = torch.arange(len(cells))
     for n in GRIDS:
-        step = label_on(cells[rest], n, n // 3)
+        with numbered(rest.tolist()):
+            step = label_on(cells[rest], n, n // 3)
         for name in ("dos", "distance", "covered_frequency"):
             answer.setdefault(name, step[name].new_empty(len(cells), *step[name].shape[1:]))[rest] = step[name]
         error = part_left * step["distance"]
@@ -236,8 +259,7 @@ def _climb(label_on: LabelOn, cells: torch.Tensor, accuracy: float, part_left: f
             return answer
         rest, error = rest[~accurate], error[~accurate]
     raise AccuracyError(
-        f"cell {rest[0].item()}: the {n} × {n} grid leaves the label {error[0]:.1e} from the k → ∞ limit, "
-        f"over {accuracy:.0e}"
+        f"the {n} × {n} grid leaves the label {error[0]:.1e} from the k → ∞ limit, over {accuracy:.0e}", int(rest[0])
     )
 
 
@@ -254,10 +276,12 @@ def _with_enough_bands(
         count += MORE_BANDS
         if count > modes:
             raise SolverError(
-                f"cell {starved[0].item()}: all {modes} bands that there are do not cover the density up to a "
-                f"scaled frequency of {TARGET_FREQUENCY}"
+                f"all {modes} bands that there are do not cover the density up to a scaled frequency of "
+                f"{TARGET_FREQUENCY}",
+                int(starved[0]),
             )
-        again = attempt(cells[starved.cpu()], n, coarse, count)
+        with numbered(starved.tolist()):
+            again = attempt(cells[starved.cpu()], n, coarse, count)
         for name in ("dos", "distance", "covered_frequency"):
             answer[name][starved] = again[name]
     return answer

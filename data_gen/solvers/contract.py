@@ -5,6 +5,8 @@ All solvers discretise the same sampled permittivity on the same grid, so that t
 many digits.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +19,40 @@ POLARIZATIONS = ("tm", "te")
 
 
 class SolverError(RuntimeError):
-    """A cell could not be solved; the rest of a batch can."""
+    """A cell could not be solved; the rest of a batch can.
+
+    Args:
+        message: what went wrong.
+        cell: number of the cell in the batch; None where the message is of none.
+
+    Attributes:
+        message, cell: as given; `numbered` changes the cell.
+    """
+
+    def __init__(self, message: str, cell: int | None = None):
+        super().__init__(message)
+        self.message, self.cell = message, cell
+
+    def __str__(self) -> str:
+        return self.message if self.cell is None else f"cell {self.cell}: {self.message}"
 
 
 class ConvergenceError(SolverError):
-    """A solver could not reach its tolerance; the message says for which cell and by how much."""
+    """A solver could not reach its tolerance; the message says by how much."""
+
+
+@contextlib.contextmanager
+def numbered(cells: Sequence[int]) -> Iterator[None]:
+    """Let an error that solving some cells of a batch raises name the cell by its number in the batch.
+
+    Args:
+        cells: numbers of those that are solved.
+    """
+    try:
+        yield
+    except SolverError as error:
+        error.cell = int(cells[error.cell or 0])
+        raise
 
 
 class Bands(NamedTuple):

@@ -19,7 +19,7 @@ import torch
 
 from data_gen.lattices import basis_vectors
 from data_gen.messages import Peer, read_message
-from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, as_tensor, checked_cells
+from data_gen.solvers.contract import Bands, ConvergenceError, SolverError, as_tensor, checked_cells, numbered
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 
 TOLERANCE = 1e-7  # MPB's own default: the relative change of the eigenvalues in its last iteration
@@ -189,7 +189,8 @@ def solve_bands(
     answers = []
     for index, array in enumerate(arrays):
         request = {name: array, "wavevectors": wavevectors, "basis": basis}
-        answers.append(_solve_cell(index, request, bands, cells[index].mean().item()))
+        with numbered(range(index, len(arrays))):
+            answers.append(_solve_cell(request, bands, cells[index].mean().item()))
     return Bands(*(torch.from_numpy(np.stack(column)) for column in zip(*answers)))
 
 
@@ -197,19 +198,14 @@ Answer = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Frequency `(k, band)`, velocity `(k, band, 2)` and estimated error of one cell."""
 
 
-def _solve_cell(index: int, request: dict[str, np.ndarray], bands: int, epsilon_mean: float) -> Answer:
+def _solve_cell(request: dict[str, np.ndarray], bands: int, epsilon_mean: float) -> Answer:
     """Return the answer for one cell; a tighter tolerance where the first is too loose."""
-    try:
-        with _one_at_a_time:
-            answer = _ask(request, bands, epsilon_mean, TOLERANCE)
-            if answer[2] > LARGEST_ERROR:
-                answer = _ask(request, bands, epsilon_mean, TOLERANCE / 1000)
-    except MPBError as failure:
-        raise MPBError(f"cell {index}: {failure}") from None
+    with _one_at_a_time:
+        answer = _ask(request, bands, epsilon_mean, TOLERANCE)
+        if answer[2] > LARGEST_ERROR:
+            answer = _ask(request, bands, epsilon_mean, TOLERANCE / 1000)
     if answer[2] > LARGEST_ERROR:
-        raise ConvergenceError(
-            f"cell {index}: MPB's residual puts a frequency off by {answer[2]:.1e}, over {LARGEST_ERROR}"
-        )
+        raise ConvergenceError(f"MPB's residual puts a frequency off by {answer[2]:.1e}, over {LARGEST_ERROR}")
     return answer
 
 

@@ -14,7 +14,7 @@ import torch
 from data_gen.lattices import basis_vectors, half_grid
 from data_gen.solvers import patches
 from data_gen.solvers.bloch import BlochOperator, Grid, TransverseElectric, TransverseMagnetic
-from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells
+from data_gen.solvers.contract import Bands, ConvergenceError, checked_cells, numbered
 from data_gen.solvers.reduction import Reduction, error_estimate, extend, first_reduction, ritz_modes
 from data_gen.solvers.smoothing import block_mean, effective_inverse_permittivity
 from data_gen.solvers.zone import Zone
@@ -89,10 +89,10 @@ def solve_bands(
     zone = Zone(np.asarray(wavevectors, dtype=np.float64), grid)
 
     step = _cells_at_once(grid, bands, medium.device)
-    parts = [
-        _solve_some(medium[start : start + step], start, zone, bands, polarization, tolerance)
-        for start in range(0, len(medium), step)
-    ]
+    parts = []
+    for start in range(0, len(medium), step):
+        with numbered(range(start, len(medium))):
+            parts.append(_solve_some(medium[start : start + step], zone, bands, polarization, tolerance))
     return Bands(*(torch.cat(column) for column in zip(*parts)))
 
 
@@ -103,8 +103,8 @@ def _cells_at_once(grid: Grid, bands: int, device: torch.device) -> int:
     return max(1, int(2**31 / (grid.points * bands * 16 * 150)))
 
 
-def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polarization: str, tolerance: float) -> Bands:
-    """Solve cells `start`, `start + 1`, … together: each with the smallest basis and the fewest patches that do."""
+def _solve_some(medium: torch.Tensor, zone: Zone, bands: int, polarization: str, tolerance: float) -> Bands:
+    """Solve cells together: each with the smallest basis and the fewest patches that do."""
     shape = (len(medium), len(zone.wavevectors), bands)
     empty = medium.detach().new_empty
     answer = Bands(empty(shape), empty((*shape, 2)), empty(shape[:1]))
@@ -136,13 +136,14 @@ def _solve_some(medium: torch.Tensor, start: int, zone: Zone, bands: int, polari
     if len(pending):
         worst = int(pending[answer.error[pending].argmax()])
         raise ConvergenceError(
-            f"cell {start + worst}: estimated relative error {answer.error[worst]:.1e} of the largest basis, over "
-            f"{_BASIS_SHARE} of `tolerance` {tolerance}"
+            f"estimated relative error {answer.error[worst]:.1e} of the largest basis, over {_BASIS_SHARE} of "
+            f"`tolerance` {tolerance}",
+            worst,
         )
     worst = int(answer.error.argmax())
     if not answer.error[worst] <= tolerance:
         raise ConvergenceError(
-            f"cell {start + worst}: estimated relative error {answer.error[worst]:.1e}, over `tolerance` {tolerance}"
+            f"estimated relative error {answer.error[worst]:.1e}, over `tolerance` {tolerance}", worst
         )
     if medium.requires_grad:
         frequency = _HellmannFeynman.apply(medium, answer.frequency, reductions, zone, polarization)

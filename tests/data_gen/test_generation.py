@@ -425,7 +425,7 @@ def test_an_mpb_that_crashes_costs_the_cells_that_it_crashes_on(other_mpb, tmp_p
     assert "3 of 3 cells failed" in last_line(capsys)
     with data_gen.open_dataset(out) as dataset:
         assert dataset["status"].values.tolist() == [1, 1, 1]
-        assert b"index 2: cell 0: MPB's process died (exit status -11)" in dataset["error_message"].values[2]
+        assert b"index 2: MPB's process died (exit status -11)" in dataset["error_message"].values[2]
         assert np.isfinite(dataset["epsilon"]).all()
 
 

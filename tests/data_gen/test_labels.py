@@ -1,11 +1,15 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import data_gen
 from data_gen import dos, labels
 from data_gen.labels import AccuracyError, LabelSettings, distance, label_cells
-from data_gen.solvers.contract import SolverError
+from data_gen.solvers import rbme
+from data_gen.solvers.contract import ConvergenceError, SolverError
 from data_gen.unit_cells import unit_cell_family
 
 CELL = unit_cell_family("blob").draw(0, 6, 8).epsilon
@@ -15,6 +19,35 @@ def test_a_label_that_the_finest_grid_leaves_too_far_is_never_returned(monkeypat
     monkeypatch.setattr(labels, "GRIDS", (3, 9))
     with pytest.raises(AccuracyError, match=r"cell 0: the 9 × 9 grid leaves the label .* over 1e-05"):
         data_gen.label(CELL, accuracy=1e-5, resolution=8)
+
+
+def test_many_cells_are_labelled_in_parts_as_at_once(monkeypatch):
+    cells = np.stack([unit_cell_family("blob").draw(0, index, 8).epsilon for index in range(5)])
+    settings = {"resolution": 8, "k_points": 9, "bands": 10}
+    at_once = data_gen.label(cells, **settings)
+    monkeypatch.setattr(labels, "CELLS_AT_ONCE", 2)
+    xr.testing.assert_allclose(data_gen.label(cells, **settings), at_once, rtol=1e-9)
+
+
+def test_an_error_names_the_cell_by_its_number_among_all(monkeypatch):
+    monkeypatch.setattr(labels, "CELLS_AT_ONCE", 2)
+    monkeypatch.setattr(labels, "GRIDS", (9, 27))
+    uniform = np.full_like(CELL, 3.0)  # the first grid is enough for it
+    cells = np.stack([uniform, uniform, uniform, CELL])
+    with pytest.raises(AccuracyError, match=r"^cell 3: the 27 × 27 grid leaves"):
+        data_gen.label(cells, accuracy=6e-4, resolution=8)
+    solve_bands = rbme.solve_bands
+
+    def failing_on_its_second_grid(cells, wavevectors, **options):
+        if len(cells) == 1:
+            raise ConvergenceError("it does not converge", 0)
+        return solve_bands(cells, wavevectors, **options)
+
+    monkeypatch.setattr(rbme, "solve_bands", failing_on_its_second_grid)
+    with pytest.raises(ConvergenceError, match=r"^cell 3: it does not converge") as caught:
+        data_gen.label(cells, accuracy=5e-3, resolution=8)
+    assert caught.value.cell == 3
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 @pytest.mark.parametrize("index", [0, 6])

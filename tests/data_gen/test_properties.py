@@ -190,7 +190,7 @@ def test_density_over_scaled_frequency_knows_no_scale_of_the_permittivity(proble
     np.testing.assert_allclose(scaled, plain, atol=1e-3 * float(plain.max()))
 
 
-@pytest.mark.filterwarnings("ignore:.* bands cover the density only up to")
+@pytest.mark.filterwarnings("ignore:.* bands do not cover the density")
 @given(problems(), some.integers(2, 9))
 def test_half_of_the_grid_gives_the_density_of_the_whole(problem, n):
     epsilon, _, settings = problem
