@@ -120,6 +120,9 @@ def label(
         ValueError: if an argument breaks a rule; the message states the rule and what was given.
         AccuracyError: if the finest grid, 165 × 165, is not fine enough for `accuracy`.
         ConvergenceError, MPBUnavailableError, MPBError: if the solver fails.
+
+    Warns:
+        UserWarning: if `bands` do not cover every density of states up to ωn = 0.96.
     """
     settings = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
     settings.check()
@@ -217,7 +220,7 @@ def label_cells(
         warnings.warn(
             f"{settings.bands} bands do not cover the density of states of every cell up to a scaled frequency of "
             f"{TARGET_FREQUENCY}; give more `bands`",
-            stacklevel=3,
+            stacklevel=4,
         )
     return {name: answer[name].detach().cpu().numpy() for name in names}
 
