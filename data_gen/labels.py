@@ -37,7 +37,7 @@ GRIDS = (63, 75, 105, 165)
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.25, "narrow": 0.45}
-# Cells that are labelled together: no memory for more is taken, however many there are.
+# Cells that are labelled together: bands of no more are in memory at once, however many there are.
 CELLS_AT_ONCE = 32
 # Points of a label that the paper's metric runs over.
 METRIC = slice(100, 400)

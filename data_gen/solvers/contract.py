@@ -45,6 +45,8 @@ class ConvergenceError(SolverError):
 def numbered(cells: Sequence[int]) -> Iterator[None]:
     """Let an error that solving some cells of a batch raises name the cell by its number in the batch.
 
+    One that names no cell is taken to be about the first.
+
     Args:
         cells: numbers of those that are solved.
     """
