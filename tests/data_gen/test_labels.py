@@ -38,15 +38,18 @@ def test_an_error_names_the_cell_by_its_number_among_all(monkeypatch):
         data_gen.label(cells, accuracy=6e-4, resolution=8)
     solve_bands = rbme.solve_bands
 
-    def failing_on_its_second_grid(cells, wavevectors, **options):
+    def failing_for_one_cell(cells, wavevectors, **options):
         if len(cells) == 1:
             raise ConvergenceError("it does not converge", 0)
         return solve_bands(cells, wavevectors, **options)
 
-    monkeypatch.setattr(rbme, "solve_bands", failing_on_its_second_grid)
+    monkeypatch.setattr(rbme, "solve_bands", failing_for_one_cell)
     with pytest.raises(ConvergenceError, match=r"^cell 3: it does not converge") as caught:
         data_gen.label(cells, accuracy=5e-3, resolution=8)
     assert caught.value.cell == 3
+    monkeypatch.setattr(labels, "BANDS", 5)  # not enough for the uniform cell, which is solved again
+    with pytest.raises(ConvergenceError, match=r"^cell 1: it does not converge"):
+        data_gen.label(np.stack([CELL, uniform]), k_points=5, resolution=8)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
