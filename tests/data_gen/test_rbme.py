@@ -96,6 +96,17 @@ def test_no_level_of_a_slab_is_missed(mesh, inside, width, wave, bands):
         assert largest_error(answer.frequency[0], reference) < 5e-5
 
 
+def test_more_bands_show_no_level_that_fewer_missed():
+    # Of ten bands the last was 2 % too high at the edge of the zone, as two modes above the bands wanted were too few.
+    fine = (np.arange(32 * 9) + 0.5) / (32 * 9)
+    layer = np.tile(np.where(fine < 0.08, 15.66, 1.0), (32 * 9, 1))
+    edge = np.array([[0.5, 0.0]])
+    ten, fourteen = (
+        solve_bands(layer[None], edge, bands=bands, polarization="te", resolution=32).frequency[0] for bands in (10, 14)
+    )
+    assert largest_error(ten, fourteen[:, :10].numpy()) < 5e-5
+
+
 @pytest.mark.parametrize("polarization", ["tm", "te"])
 @pytest.mark.parametrize("mesh", [(18, 18), (18, 17)])
 def test_no_frequency_is_below_that_of_the_whole_problem(mesh, polarization):
