@@ -71,7 +71,8 @@ def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic:
         convolution = (
             PeriodicConvolution(inputs, outputs, 7, bias=True) if periodic else nn.Conv2d(inputs, outputs, 7, padding=3)
         )
-        stages += [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True), nn.MaxPool2d(pool)]
+        # As published but for the order of the last two, which commute; rectified is what is left after pooling.
+        stages += [convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(pool), nn.ReLU(inplace=True)]
     pooled = 256 * (grid[0] // 32) * (grid[1] // 32)
     head = nn.Sequential(nn.Flatten(), nn.Linear(pooled, 1024), nn.ReLU(), nn.Linear(1024, 1024))
     return ConvolutionalNetwork(nn.Sequential(*stages), head, stride=32 if periodic else None)

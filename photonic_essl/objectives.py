@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
-from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss
+from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,7 +33,7 @@ class SimCLR(nn.Module):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}.")
-        self.loss = NTXentLoss(temperature=temperature)
+        self.temperature = temperature
 
     def forward(self, projections: Projections) -> Loss:
         """Return the loss of two projections.
@@ -41,10 +41,14 @@ class SimCLR(nn.Module):
         Raises:
             ValueError: if the batch is a single cell, which has no other to be told apart from.
         """
-        first, second = projections
-        if len(first) < 2:
+        batch = len(projections[0])
+        if batch < 2:
             raise ValueError("SimCLR needs at least two cells in a batch: with one there is nothing to contrast.")
-        return self.loss(first, second)
+        views = functional.normalize(torch.cat(tuple(projections)), dim=1)
+        itself = torch.eye(2 * batch, dtype=torch.bool, device=views.device)
+        # Masked, not left out, as lightly's loss has it: a choice of entries makes a GPU wait to hear how many.
+        similarity = (views @ views.T / self.temperature).masked_fill(itself, -torch.inf)
+        return functional.cross_entropy(similarity, torch.arange(2 * batch, device=views.device).roll(batch))
 
 
 class InfoNCE(nn.Module):

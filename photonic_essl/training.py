@@ -335,6 +335,7 @@ def _trainer(
         strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
         sync_batchnorm=devices > 1 and device == "gpu",
         precision=precision,  # type: ignore[arg-type]
+        benchmark=True,  # batches are equally large, and cuDNN's first guess may be far from the fastest
         max_epochs=module.epochs,
         logger=[
             CSVLogger(run.folder, "logs", number, flush_logs_every_n_steps=1),

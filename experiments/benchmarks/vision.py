@@ -1,6 +1,6 @@
 """What a step of each recipe for images costs, and how long the published runs would take on the machine at hand.
 
-    python -m experiments.benchmarks.vision
+    python -m experiments.benchmarks.vision [--gpu-only]
 
 On the CPU: steps of the real training with few images each. On a GPU, where there is one: images per second of CIFAR-10
 E-SimCLR at batch 512, beside those of the same network fed by torchvision on 16 worker processes; ResNet-50
@@ -8,6 +8,8 @@ E-SimCLR on synthetic images, and what part of the GPU's arithmetic its model do
 published run on either: an extrapolation. Writes experiments/results/vision.json.
 """
 
+import argparse
+import functools
 import json
 import time
 from pathlib import Path
@@ -44,12 +46,16 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4
 """Of dense bfloat16 matrix products (float16 on V100), per second, as NVIDIA states."""
 
 
+@functools.cache
+def made_up_pixels(shape: tuple[int, ...]) -> torch.Tensor:
+    """Return images of noise; what they look like does not matter here."""
+    return torch.randint(256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
 def module(recipe: str, preset: str, batch_size: int, steps: int) -> ImagePretraining:
-    """Return the pre-training of one epoch of made-up images; what they look like does not matter here."""
+    """Return the pre-training of one epoch of made-up images."""
     settings = load_recipe(recipe, preset) | {"batch_size": batch_size, "epochs": 1, "warmup_epochs": 0}
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch_size * steps, *SHAPES[preset])
-    pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    pixels = made_up_pixels((batch_size * steps, *SHAPES[preset]))
     predicted = quarter_turns() if settings["transformation"] == "predicted" else identity()
     return ImagePretraining(
         MemoryImages(pixels, torch.zeros(len(pixels), dtype=torch.long)),
@@ -125,11 +131,11 @@ def step_flops(trained: ImagePretraining, batch_size: int) -> int:
 
 def gpu() -> dict:
     """Return what is measured on the GPU at hand, and the days that published runs would take on it."""
-    torch.backends.cudnn.benchmark = True
     batched = step_seconds(module("e-simclr", "cifar10", 512, 60), "gpu", first=10)
+    torch.backends.cudnn.benchmark = True  # as training has it
     by_workers = torchvision_seconds(module("e-simclr", "cifar10", 512, 40), 512)
     steps = {
-        preset: {recipe: step_seconds(module(recipe, preset, batch, 30), "gpu", first=10) for recipe in RECIPES[preset]}
+        preset: {recipe: step_seconds(module(recipe, preset, batch, 20), "gpu", first=8) for recipe in RECIPES[preset]}
         for preset, batch in LARGE_BATCHES.items()
     }
     batch = LARGE_BATCHES["imagenet"]
@@ -183,17 +189,23 @@ def table(results: dict) -> str:
 
 
 def main() -> None:
-    steps = small_steps()
-    results = {
-        "cpu_step_seconds": steps,
-        "cpu_published_run_days": published_days(steps, SMALL_BATCHES),
-        "threads": torch.get_num_threads(),
-    }
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu-only", action="store_true", help="leave out what is measured on the CPU")
+    arguments = parser.parse_args()
+    results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    if not arguments.gpu_only:
+        steps = small_steps()
+        results |= {
+            "cpu_step_seconds": steps,
+            "cpu_published_run_days": published_days(steps, SMALL_BATCHES),
+            "threads": torch.get_num_threads(),
+            "environment": environment(),
+        }
     if torch.cuda.is_available():
-        results["gpu"] = gpu()
+        results |= {"gpu": gpu(), "gpu_environment": environment()}
     else:
-        print("no CUDA device here: what needs one is not measured")
-    RESULT.write_text(json.dumps(results | {"environment": environment()}, indent=2) + "\n")
+        print("no CUDA device here: what needs one is left as it was")
+    RESULT.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
 
 

@@ -45,6 +45,18 @@ class EncoderContract:
         encoder.train()(self.cells(16)).square().sum().backward()
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in encoder.parameters())
 
+    @pytest.mark.gpu
+    def test_a_gpu_gives_what_the_cpu_gives(self, encoder):
+        encoder, cells = encoder.double().train(), self.cells().double()
+        found = {}
+        for device in ("cuda", "cpu"):
+            encoder.to(device).zero_grad()
+            representation = encoder(cells.to(device))
+            representation.square().sum().backward()
+            found[device] = [values.cpu() for values in (representation, *(p.grad for p in encoder.parameters()))]
+        for on_gpu, on_cpu in zip(found["cuda"], found["cpu"]):
+            torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-9, atol=1e-9)
+
     def test_cells_differ(self, encoder):
         assert encoder(self.cells()).std(0).max() > 1e-3
 

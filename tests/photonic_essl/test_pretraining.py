@@ -281,6 +281,37 @@ def test_what_is_compiled_is_what_trains(unlabelled, tmp_path, compiled_steps):
     assert len(compiled_steps) >= 12, "two epochs of three batches: views together, and transformed copies"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["e-simclr", "e-simsiam", "e-barlow"])
+def test_a_step_on_a_gpu_never_waits_for_it(recipe, unlabelled):
+    cells = load_cells(unlabelled)
+    settings = load_recipe(recipe, "paper") | {"batch_size": 8}
+    module = Pretraining(cells, "paper", settings, named_groups(cells, "predicted")).cuda()
+    module.cells, rows = module.cells.cuda(), torch.arange(8, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(0)
+    try:
+        for mode in ("default", "error"):  # some constants are taken there in the first step
+            torch.cuda.set_sync_debug_mode(mode)
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module.losses(rows, generator)["loss"]
+            loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("encoder", ["paper", "light"])
+def test_what_a_gpu_trained_is_for_any_device(encoder, unlabelled, labelled, tmp_path):
+    on_gpu = SMALL | {"device": "gpu"}
+    trained = pretrain(unlabelled, tmp_path / "run", encoder=encoder, probe=labelled, probe_every=1, **on_gpu)
+    assert read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "bf16-mixed"
+    cells = load_cells(unlabelled).epsilon
+    here, there = trained(cells), trained.cuda()(cells.cuda()).cpu()
+    assert (here - there).abs().max() < 1e-2 * here.abs().max()
+    assert same(weights(tmp_path / "run"), trained.cpu().state_dict())
+
+
 def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
     with pytest.raises(ValueError, match="`paper-circular` is invariant by construction to `translations/2`"):
         pretrain(unlabelled, tmp_path / "run", encoder="paper-circular", **SMALL)
