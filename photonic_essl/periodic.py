@@ -40,16 +40,16 @@ class _Wrap(torch.autograd.Function):
 
 
 class PeriodicConvolution(nn.Conv2d):
-    """A square convolution of odd size that wraps around the cell; parameters as of `torch.nn.Conv2d`."""
+    """A square convolution of odd size that wraps around the cell; weights as of `torch.nn.Conv2d`, without biases."""
 
-    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, bias: bool = False):
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1):
         if size < 3 or size % 2 == 0:
             raise ValueError(f"`size` must be odd and at least 3, got {size}.")
-        super().__init__(inputs, outputs, size, stride, bias=bias)
+        super().__init__(inputs, outputs, size, stride, bias=False)
         self.margin = size // 2
 
     def forward(
         self, x: Float[Tensor, "batch {self.in_channels} x y"]
     ) -> Float[Tensor, "batch {self.out_channels} coarser_x coarser_y"]:
         """Return the convolution, on a grid coarser by the stride."""
-        return self._conv_forward(_Wrap.apply(x, self.margin), self.weight, self.bias)
+        return self._conv_forward(_Wrap.apply(x, self.margin), self.weight, None)

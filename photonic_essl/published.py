@@ -4,6 +4,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from photonic_essl.encoders import Encoder
 from photonic_essl.saving import one_line
 from photonic_essl.torch_files import read_torch_file
@@ -36,13 +39,31 @@ def import_encoder(source: str | Path, /, *, out: str | Path) -> Encoder:
     if not isinstance(state, Mapping):
         raise ValueError(f"{source} is no published checkpoint: it holds no `model_state_dict`.")
     encoder = Encoder("paper")
+    convolutions = _with_biases(encoder)
     try:
         encoder.load_state_dict({ours: value for key, value in state.items() if (ours := _our_key(str(key)))})
     except RuntimeError as error:
         raise ValueError(f"{source} holds an encoder of another architecture: {one_line(error)}") from None
+    _fold_biases(encoder, convolutions)
     encoder.eval().save_pretrained(out)
     print(f"Encoder written to {out}.")
     return encoder
+
+
+def _with_biases(encoder: Encoder) -> list[nn.Conv2d]:
+    """Give the encoder's convolutions the biases that theirs have, and return them."""
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    for convolution in convolutions:
+        convolution.register_parameter("bias", nn.Parameter(torch.zeros(convolution.out_channels)))
+    return convolutions
+
+
+def _fold_biases(encoder: Encoder, convolutions: list[nn.Conv2d]) -> None:
+    """Take biases off convolutions, and from the means that batch normalisation subtracts after them."""
+    normalisations = [layer for layer in encoder.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for convolution, normalisation in zip(convolutions, normalisations):
+        normalisation.get_buffer("running_mean").sub_(convolution.get_parameter("bias").detach())
+        convolution.register_parameter("bias", None)
 
 
 def _our_key(key: str) -> str | None:

@@ -316,7 +316,7 @@ class Regressor(
             lattice = torch.tensor(np.reshape(epsilon.attrs["lattice"], (2, 2)))
             self.check_physics(epsilon.attrs.get("polarization"), lattice)
         if isinstance(epsilon, Tensor):
-            epsilon = epsilon.detach().cpu()
+            epsilon = epsilon.detach().cpu().numpy()
         if isinstance(epsilon, xr.DataArray) and {"x", "y"} <= set(epsilon.dims):
             epsilon = epsilon.transpose(..., "x", "y")
         if np.iscomplexobj(epsilon):

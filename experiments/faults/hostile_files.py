@@ -158,7 +158,7 @@ def make_originals(folder: Path) -> None:
     options = {"family": "blob", "epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
     pretrain(folder / "unlabelled.h5", folder / "run", **options)
     names = {"trunk": "enc.enc_block2d.", "head": "enc.fcpart."}
-    state = {}
+    state = {f"{names['trunk']}{number}.bias": torch.zeros(size) for number, size in ((0, 64), (4, 256), (8, 256))}
     for name, value in Encoder("paper").network.state_dict().items():
         part, number, rest = name.split(".", 2)
         state[f"{names[part]}{int(number) - (part == 'head')}.{rest}"] = value

@@ -67,7 +67,8 @@ class Augmentation:
         Returns:
             Shape `(batch, channel, size, size)`.
         """
-        return self.recoloured(self._cropped(images, self.boxes(draws, images.shape[2:])), draws)
+        with _full_precision(images):
+            return self.recoloured(self._cropped(images, self.boxes(draws, images.shape[2:])), draws)
 
     def boxes(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the part of an image of this shape that each view shows: top, left, height, width, `(batch, 4)`."""
@@ -103,7 +104,9 @@ class Augmentation:
         if self.greyscale:
             images = torch.where(grey < self.greyscale, luminance(images), images)
         if self.blur:
-            images = blurred(images, torch.where(blur < self.blur, _between(sigma, *BLUR_RANGE), 0.0).flatten())
+            sigma = torch.where(blur < self.blur, _between(sigma, *BLUR_RANGE), 0.0)
+            with _full_precision(images):
+                images = blurred(images, sigma.flatten())
         if self.solarise:
             images = torch.where((solarise < self.solarise) & (images >= 0.5), 1 - images, images)
         return images
@@ -119,6 +122,11 @@ class Augmentation:
             return images
         images = luminance(images).lerp(images, saturation).clamp(0, 1)
         return hue_shifted(images, _between(quantiles[3], -self.jitter[3], self.jitter[3]))
+
+
+def _full_precision(images: Tensor) -> torch.autocast:
+    """Hold back the half precision that networks are trained in, which is too rough for boxes and kernels."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def luminance(images: Tensor) -> Tensor:

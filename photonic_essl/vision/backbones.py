@@ -98,7 +98,7 @@ class ImageEncoder(Encoder, model_card_template=MODEL_CARD % "Encoder of images"
             Shape `(batch, features)`.
         """
         standard = (images - self.mean) / self.deviation
-        return self.network(standard.contiguous(memory_format=torch.channels_last))
+        return self.network(standard.to(memory_format=torch.channels_last))
 
 
 def load_encoder(path: str | Path, factory: str | None = None) -> ImageEncoder:

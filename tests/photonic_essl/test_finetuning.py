@@ -189,6 +189,16 @@ def test_plane_waves_stay_in_single_precision_whatever_the_rest_is_in(precision,
     torch.testing.assert_close(model.approximations(cells.epsilon).float(), expected, rtol=0, atol=0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", [SMALL, LIGHT], ids=["plane waves", "images"])
+def test_what_a_gpu_trained_is_for_any_device(settings, labelled, cells, tmp_path):
+    trained = finetune(labelled, tmp_path / "run", labels=10, **settings | {"device": "gpu"})
+    assert read_record(tmp_path / "run" / "run.json")["settings"]["precision"] == "bf16-mixed"
+    here = load_regressor(tmp_path / "run").predict(cells.epsilon[:, 0])
+    there = trained.cuda().predict(cells.epsilon[:, 0])
+    np.testing.assert_allclose(there.values, here.values, rtol=0, atol=1e-2)
+
+
 def test_what_a_pretrained_encoder_takes_for_its_range_is_kept(labelled, tmp_path):
     Encoder("paper", permittivity_range=(1, 12)).save_pretrained(tmp_path / "encoder")
     settings = {"pretrained": tmp_path / "encoder", "recipe": "supervised"}

@@ -13,6 +13,8 @@ def published_state(seed=0):
     block = []
     for inputs, outputs, pool in ((1, 64, 2), (64, 256, 4), (256, 256, 4)):
         block += [nn.Conv2d(inputs, outputs, 7, 1, 3), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(pool, pool)]
+    for normalisation in block[1::4]:
+        normalisation.running_mean.normal_()
     block, linear = nn.Sequential(*block), nn.Sequential(nn.Linear(256, 1024), nn.ReLU(), nn.Linear(1024, 1024))
     state = {f"enc.enc_block2d.{key}": value for key, value in block.state_dict().items()}
     state |= {f"enc.fcpart.{key}": value for key, value in linear.state_dict().items()}

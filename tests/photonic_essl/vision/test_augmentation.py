@@ -104,3 +104,5 @@ def test_views_follow_from_the_draws_alone_and_differ_from_image_to_image(preset
         assert 0 <= views.min() <= views.max() <= 1 + 1e-5
         assert len({view.sum().item() for view in views}) == 4
         torch.testing.assert_close(augmentation.apply(same[1:3], draws[1:3]), views[1:3])
+        with torch.autocast("cpu", torch.bfloat16):  # as where networks are trained in half precision
+            assert torch.equal(augmentation.apply(same, draws), views)

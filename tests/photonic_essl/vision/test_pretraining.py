@@ -31,11 +31,12 @@ def few_digits(monkeypatch):
     images = load_images("digits")
     few = type(images)("digits", images.train.subset(torch.arange(96)), images.test.subset(torch.arange(40)))
     monkeypatch.setattr("photonic_essl.vision.pretraining.load_images", lambda *_: few)
+    return few
 
 
 def module(recipe, preset="digits", count=12, **settings):
     settings = load_recipe(recipe, preset) | {"batch_size": count} | settings
-    shape = (1, 8, 8) if preset == "digits" else (3, 32, 32)
+    shape = {"digits": (1, 8, 8), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}[preset]
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
     predicted = quarter_turns() if settings["transformation"] == "predicted" else identity()
@@ -207,6 +208,26 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(few_digits, tmp
 def test_the_turn_between_two_copies_can_be_predicted_as_well(few_digits, tmp_path):
     pretrain("digits", out=tmp_path / "run", prediction="relative", **SMALL | {"epochs": 1})
     assert 0 <= read_log(tmp_path / "run", "prediction_accuracy")[1][0] <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", ["e-simclr", "e-simsiam", "e-barlow"])
+def test_what_a_gpu_trained_is_for_any_device(recipe, few_digits, tmp_path):
+    trained = pretrain("digits", out=tmp_path / "run", recipe=recipe, **SMALL | {"device": "gpu"})
+    assert math.isfinite(read_log(tmp_path / "run", "loss")[1][-1])
+    images = few_digits.train.pixels[:8] / 255
+    here, there = trained(images), trained.cuda()(images.cuda()).cpu()
+    assert (here - there).abs().max() < 1e-2 * here.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["cifar10", "imagenet"])
+def test_a_step_on_a_gpu_sees_all_changes_of_colours(preset):
+    trained = module("e-simclr", preset, count=4).cuda()
+    trained.on_train_epoch_start()
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = trained.losses(torch.arange(4, device="cuda"), torch.Generator("cuda"))["loss"]
+    assert loss.isfinite()
 
 
 @pytest.mark.slow
