@@ -301,7 +301,7 @@ def fit(
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
     checkpoint = _whole_checkpoint(run)
-    with _quiet(), torch.random.fork_rng():
+    with _quiet(), _trying_algorithms(), torch.random.fork_rng():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
         with _interruptible(trainer):
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
@@ -335,7 +335,6 @@ def _trainer(
         strategy=DDPStrategy(broadcast_buffers=False) if devices > 1 else "auto",
         sync_batchnorm=devices > 1 and device == "gpu",
         precision=precision,  # type: ignore[arg-type]
-        benchmark=True,  # batches are equally large, and cuDNN's first guess may be far from the fastest
         max_epochs=module.epochs,
         logger=[
             CSVLogger(run.folder, "logs", number, flush_logs_every_n_steps=1),
@@ -394,6 +393,20 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _trying_algorithms() -> Iterator[None]:
+    """Let cuDNN try which algorithm is the fastest for batches that are all equally large.
+
+    What it guesses can be eight times slower than what it finds, as it is for gradients of 7 × 7 convolutions.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextlib.contextmanager

@@ -82,6 +82,21 @@ def test_the_same_seed_gives_the_same_weights_and_another_others(finished, unlab
     assert not same(weights(finished), weights(tmp_path / "other"))
 
 
+def test_training_leaves_torch_as_it_was(unlabelled, tmp_path, monkeypatch):
+    trying, whole = [], Pretraining.losses
+
+    def watched(self, rows, generator):
+        trying.append(torch.backends.cudnn.benchmark)
+        return whole(self, rows, generator)
+
+    monkeypatch.setattr(Pretraining, "losses", watched)
+    numbers = torch.get_rng_state()
+    pretrain(unlabelled, tmp_path / "run", **SMALL)
+    assert trying == [True] * 6
+    assert not torch.backends.cudnn.benchmark
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
 def test_probing_changes_nothing(finished, unlabelled, tmp_path):
     pretrain(unlabelled, tmp_path / "unprobed", **SMALL)
     assert same(weights(finished), weights(tmp_path / "unprobed"))
