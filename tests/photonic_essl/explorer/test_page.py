@@ -23,6 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: `apt install chromium`")
 SECONDS = 60
 MOVES = 5
+playwright.expect.set_options(timeout=1000 * SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def page(explorer):
 
 def solved(page):
     """Wait until the newest cell is solved; return both curves."""
-    playwright.expect(page.locator("#save")).to_be_enabled(timeout=1000 * SECONDS)
+    playwright.expect(page.locator("#save")).to_be_enabled()
     return [page.get_attribute(curve, "d") for curve in ("#predicted", "#solved")]
 
 
@@ -177,7 +178,7 @@ def test_mpb_on_the_button_agrees(page):
     solved(page)
     page.click("#compare")
     message = page.locator("#message")
-    playwright.expect(message).to_contain_text("its bands are within", timeout=1000 * SECONDS)
+    playwright.expect(message).to_contain_text("its bands are within")
     assert float(re.search(r"within ([\d.e-]+)", message.text_content())[1]) < 1e-4
     curves = page.evaluate("densities")
     covered = min(len(curves["solved"]), len(curves["reference"]))
