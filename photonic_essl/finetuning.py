@@ -23,7 +23,7 @@ from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
 from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit, resolved_precision
+from photonic_essl.training import SeededModule, derived_seed, fit, own_random_numbers, resolved_precision
 
 VALIDATION_CELLS = 500
 """At most this many cells of the labelled file are kept for validation."""
@@ -332,8 +332,7 @@ def augmentation_group(cells: Cells, family: str | None = None, invariance: str 
 
 def new_regressor(encoder: str, grid: tuple[int, int], seed: int, **settings: Any) -> Regressor:
     """Build a regressor whose new weights follow from the seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(seed, _INITIALISATION))
+    with own_random_numbers(derived_seed(seed, _INITIALISATION)):
         return Regressor(encoder, grid=grid, network=own_network(encoder, grid), **settings)
 
 

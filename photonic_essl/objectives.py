@@ -46,7 +46,7 @@ class SimCLR(nn.Module):
             raise ValueError("SimCLR needs at least two cells in a batch: with one there is nothing to contrast.")
         views = functional.normalize(torch.cat(tuple(projections)), dim=1)
         itself = torch.eye(2 * batch, dtype=torch.bool, device=views.device)
-        # Masked, not left out, as lightly's loss has it: a choice of entries makes a GPU wait to hear how many.
+        # Lightly's loss leaves these out, by a choice of entries that makes a GPU wait to hear how many.
         similarity = (views @ views.T / self.temperature).masked_fill(itself, -torch.inf)
         return functional.cross_entropy(similarity, torch.arange(2 * batch, device=views.device).roll(batch))
 

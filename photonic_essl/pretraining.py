@@ -19,7 +19,14 @@ from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder
 from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
-from photonic_essl.training import SeededModule, derived_seed, fit, resolved_device, resolved_precision
+from photonic_essl.training import (
+    SeededModule,
+    derived_seed,
+    fit,
+    own_random_numbers,
+    resolved_device,
+    resolved_precision,
+)
 
 ROLES = ("predicted", "invariance", "unused")
 LARGEST_ORBIT = 64
@@ -57,7 +64,7 @@ def pretrain(
     """Pre-train an encoder on unlabelled cells, and save it as a folder.
 
     A run that was stopped goes on from its last checkpoint when it is started again with the same settings, and ends
-    with the weights that it would have had without the stop.
+    with the weights that it would have had without the stop; on a GPU, as nearly as two runs agree there.
 
     Args:
         data: dataset file; labels, if it has any, are not looked at.
@@ -264,8 +271,7 @@ class SelfSupervised(SeededModule):
             )
         task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
-        with torch.random.fork_rng():
-            torch.manual_seed(derived_seed(seed, _INITIALISATION))
+        with own_random_numbers(derived_seed(seed, _INITIALISATION)):
             self.encoder = new_encoder()
             self.make_heads(settings)
         if task:

@@ -250,7 +250,8 @@ class TransformGroup:
         first_point, first_shift = self._point_and_shift(first, grid)
         then_point, then_shift = self._point_and_shift(then, grid)
         matrices = _on_device(self.matrices, first.device)
-        turned = matrices[then_point] @ matrices[first_point]
+        # Not by @, which on a GPU multiplies no whole numbers.
+        turned = (matrices[then_point][..., None] * matrices[first_point][:, None]).sum(2)
         point = (turned[:, None] == matrices).flatten(2).all(2).long().argmax(1)
         # (r − c) → M₂ (M₁ (r − c) + t₁) + t₂
         shift = (matrices[then_point] * first_shift[:, None]).sum(2) + then_shift

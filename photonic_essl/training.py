@@ -1,7 +1,8 @@
 """What pre-training and fine-tuning share: seeded batches, checkpoints, resuming, logs, and the Lightning trainer.
 
 Every random number of a run follows from its seed and the number of the step (or epoch) it is needed in. Nothing else
-has to be remembered for a run to go on after it was killed and end with the same weights.
+has to be remembered for a run to go on after it was killed and end with the same weights. (On a GPU two runs differ in
+rounding: which algorithms are the fastest is found by trying.)
 """
 
 import contextlib
@@ -43,6 +44,15 @@ _SHUFFLE, _STEP = 0, 1
 def derived_seed(*parts: int) -> int:
     """Return a seed below 2⁶³ that follows from the parts and is unrelated to that of any other parts."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextlib.contextmanager
+def own_random_numbers(seed: int | None = None) -> Iterator[None]:
+    """Put torch's own generators back afterwards, those of all GPUs included; begin with a seed where one is given."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
 
 
 class SeededModule(lightning.LightningModule):
@@ -301,7 +311,7 @@ def fit(
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
     checkpoint = _whole_checkpoint(run)
-    with _quiet(), _trying_algorithms(), torch.random.fork_rng():
+    with _quiet(), _trying_algorithms(), own_random_numbers():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
         with _interruptible(trainer):
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)

@@ -67,8 +67,7 @@ class Augmentation:
         Returns:
             Shape `(batch, channel, size, size)`.
         """
-        with _full_precision(images):
-            return self.recoloured(self._cropped(images, self.boxes(draws, images.shape[2:])), draws)
+        return self.recoloured(self._cropped(images, self.boxes(draws, images.shape[2:])), draws)
 
     def boxes(self, draws: Tensor, shape: Sequence[int]) -> Tensor:
         """Return the part of an image of this shape that each view shows: top, left, height, width, `(batch, 4)`."""
@@ -86,7 +85,8 @@ class Augmentation:
         top, left, height, width = boxes.to(images.dtype).unbind(1)
         rows = _interpolation(top, height, images.shape[2], self.size)
         columns = _interpolation(left, width, images.shape[3], self.size)
-        return rows[:, None] @ images @ columns[:, None].mT
+        with _full_precision(images):
+            return rows[:, None] @ images @ columns[:, None].mT
 
     def recoloured(self, images: Tensor, draws: Tensor) -> Tensor:
         """Return images that are cropped already, flipped and with other colours.
@@ -133,7 +133,8 @@ def luminance(images: Tensor) -> Tensor:
     """Return how bright the points of images are, shape `(batch, 1, row, column)`; of grey ones, the images."""
     if images.shape[1] == 1:
         return images
-    return (images * images.new_tensor(_LUMINANCE)[:, None, None]).sum(1, keepdim=True)
+    red, green, blue = images.split(1, 1)
+    return _LUMINANCE[0] * red + _LUMINANCE[1] * green + _LUMINANCE[2] * blue
 
 
 def hue_shifted(images: Tensor, shift: Tensor) -> Tensor:
@@ -150,7 +151,7 @@ def hue_shifted(images: Tensor, shift: Tensor) -> Tensor:
     sextants = torch.stack(((green - blue) / safe, (blue - red) / safe + 2, (red - green) / safe + 4))
     hue = sextants.gather(0, largest[None])[0] + 6 * shift[:, 0]
     # Each channel is at the value, below it by the spread, or on a ramp between, depending on its distance in hue.
-    channels = torch.tensor([5, 3, 1], device=images.device, dtype=images.dtype)[None, :, None, None]
+    channels = torch.arange(5, 0, -2, device=images.device, dtype=images.dtype)[:, None, None]
     distance = (channels + hue[:, None]) % 6
     return value[:, None] - spread[:, None] * torch.minimum(distance, 4 - distance).clamp(0, 1)
 
@@ -193,7 +194,7 @@ def _middle(boxes: Tensor, height: int, width: int) -> Tensor:
     """Return the largest box in the middle whose shape is allowed, shape `(4, 1)`, like the boxes."""
     tall = min(height, width / ASPECT_RATIOS[0])
     wide = min(width, height * ASPECT_RATIOS[1])
-    return boxes.new_tensor([(height - tall) / 2, (width - wide) / 2, tall, wide])[:, None]
+    return torch.stack([boxes.new_full((1,), value) for value in ((height - tall) / 2, (width - wide) / 2, tall, wide)])
 
 
 class Augmentations(NamedTuple):

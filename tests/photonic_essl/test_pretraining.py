@@ -297,10 +297,14 @@ def test_what_is_compiled_is_what_trains(unlabelled, tmp_path, compiled_steps):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", ["e-simclr", "e-simsiam", "e-barlow"])
-def test_a_step_on_a_gpu_never_waits_for_it(recipe, unlabelled):
+@pytest.mark.parametrize(
+    ("recipe", "prediction"),
+    [(name, "absolute") for name in ("e-simclr", "e-simsiam", "e-barlow")]
+    + [("e-simclr", name) for name in ("relative", "continuous")],
+)
+def test_a_step_on_a_gpu_never_waits_for_it(recipe, prediction, unlabelled):
     cells = load_cells(unlabelled)
-    settings = load_recipe(recipe, "paper") | {"batch_size": 8}
+    settings = load_recipe(recipe, "paper") | {"batch_size": 8, "prediction": prediction}
     module = Pretraining(cells, "paper", settings, named_groups(cells, "predicted")).cuda()
     module.cells, rows = module.cells.cuda(), torch.arange(8, device="cuda")
     generator = torch.Generator("cuda").manual_seed(0)
