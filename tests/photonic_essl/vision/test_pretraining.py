@@ -213,7 +213,7 @@ def test_the_turn_between_two_copies_can_be_predicted_as_well(few_digits, tmp_pa
 @pytest.mark.gpu
 @pytest.mark.parametrize("recipe", ["e-simclr", "e-simsiam", "e-barlow"])
 def test_what_a_gpu_trained_is_for_any_device(recipe, few_digits, tmp_path):
-    trained = pretrain("digits", out=tmp_path / "run", recipe=recipe, **SMALL | {"device": "gpu"})
+    trained = pretrain("digits", out=tmp_path / "run", recipe=recipe, **SMALL | {"device": "gpu", "encoder": "small"})
     assert math.isfinite(read_log(tmp_path / "run", "loss")[1][-1])
     images = few_digits.train.pixels[:8] / 255
     here, there = trained(images), trained.cuda()(images.cuda()).cpu()
