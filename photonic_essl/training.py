@@ -303,14 +303,14 @@ def fit(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: if there is no such device, or the checkpoint is damaged.
+        ValueError: if there is no such device, or the checkpoint is damaged or of other networks.
         DivergenceError: if the loss stops being finite.
         KeyboardInterrupt: if the user stops the run.
     """
     device, precision = resolved_device(device), resolved_precision(precision, device)
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
-    checkpoint = _whole_checkpoint(run)
+    checkpoint = _checkpoint(run, module)
     with _quiet(), _trying_algorithms(), own_random_numbers():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
         with _interruptible(trainer):
@@ -318,13 +318,22 @@ def fit(
     module.check_finite()
 
 
-def _whole_checkpoint(run: Run) -> Path | None:
-    """Return the run's checkpoint, if it has one; raises `ValueError` if that is damaged."""
+def _checkpoint(run: Run, module: SeededModule) -> Path | None:
+    """Return the run's checkpoint, if it has one; raises `ValueError` if it is damaged or of other networks."""
     if not run.checkpoint.exists():
         return None
     held = read_torch_file(run.checkpoint)
-    if not isinstance(held, Mapping) or not set(held) >= CHECKPOINTED:
+    if not isinstance(held, Mapping) or not set(held) >= CHECKPOINTED or not isinstance(held["state_dict"], Mapping):
         raise ValueError(f"{run.checkpoint} is no checkpoint of a run; without it, the run begins anew.")
+    there, here = (
+        {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+        for state in (held["state_dict"], module.state_dict())
+    )
+    if other := next((name for name in here | there if here.get(name) != there.get(name)), None):
+        raise ValueError(
+            f"{run.checkpoint} is of another architecture: the shape of `{other}` is {there.get(other, 'none')} there, "
+            f"{here.get(other, 'none')} here; without it, the run begins anew."
+        )
     return run.checkpoint
 
 

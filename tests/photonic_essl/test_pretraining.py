@@ -226,6 +226,20 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(finished, unlabelled, labelled
         pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
 
 
+def test_a_checkpoint_of_another_architecture_is_not_gone_on_from(finished, unlabelled, labelled, tmp_path):
+    again = shutil.copytree(finished, tmp_path / "again")
+    write_record(again / "run.json", read_record(again / "run.json") | {"finished": False})
+    checkpoint = again / "checkpoints" / "last.ckpt"
+    held = torch.load(checkpoint, weights_only=True)
+    held["state_dict"]["projector.0.weight"] = held["state_dict"]["projector.0.weight"][:, :9]
+    torch.save(held, checkpoint)
+    message = (
+        r"the shape of `projector.0.weight` is \(256, 9\) there, \(256, 256\) here; without it"
+    )
+    with pytest.raises(ValueError, match=message):
+        pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
+
+
 @pytest.mark.slow
 def test_two_processes_take_the_step_that_one_takes(unlabelled, tmp_path):
     # One step of plain gradient descent at rate 1: the weights move by the gradient. In float32, the rounding of
