@@ -233,9 +233,7 @@ def test_a_checkpoint_of_another_architecture_is_not_gone_on_from(finished, unla
     held = torch.load(checkpoint, weights_only=True)
     held["state_dict"]["projector.0.weight"] = held["state_dict"]["projector.0.weight"][:, :9]
     torch.save(held, checkpoint)
-    message = (
-        r"the shape of `projector.0.weight` is \(256, 9\) there, \(256, 256\) here; without it"
-    )
+    message = r"the shape of `projector.0.weight` is \(256, 9\) there, \(256, 256\) here; without it"
     with pytest.raises(ValueError, match=message):
         pretrain(unlabelled, again, probe=labelled, probe_every=1, **SMALL)
 
