@@ -250,8 +250,9 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
             raise
         if len(cells) > 1:
             return join([compute_chunk(plan, index, index + 1) for index in range(start, stop)])
-        message = f"out of memory: {error}" if _out_of_memory(error) else getattr(error, "message", str(error))
-        return failed_cell(plan, start, message)
+        # Which cell it is, `failed_cell` says.
+        message = error.message if isinstance(error, SolverError) else str(error)
+        return failed_cell(plan, start, f"out of memory: {message}" if _out_of_memory(error) else message)
 
 
 def _out_of_memory(error: Exception) -> bool:

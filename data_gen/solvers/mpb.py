@@ -189,7 +189,7 @@ def solve_bands(
     answers = []
     for index, array in enumerate(arrays):
         request = {name: array, "wavevectors": wavevectors, "basis": basis}
-        with numbered(range(index, len(arrays))):
+        with numbered([index]):
             answers.append(_solve_cell(request, bands, cells[index].mean().item()))
     return Bands(*(torch.from_numpy(np.stack(column)) for column in zip(*answers)))
 
