@@ -37,7 +37,9 @@ from photonic_essl.training import fit
 
 RESULT = Path("experiments/results/pretraining.json")
 GIBIBYTE = 2**30
-PUBLISHED_CELLS, PUBLISHED_EPOCHS = 20_480, 200
+PUBLISHED_CELLS, PUBLISHED_EPOCHS, PUBLISHED_BATCH = 20_480, 200, 256
+FIRST_EPOCH = PUBLISHED_CELLS // PUBLISHED_BATCH
+"""Steps of the published pre-training that are not timed."""
 
 
 def cells(count: int) -> Cells:
@@ -195,18 +197,17 @@ def naive_seconds(batch_size: int, steps: int, rounded: bool) -> float:
 
 def gpu_step() -> dict[str, float]:
     """Return the costs of a step of the published pre-training on the GPU at hand."""
-    batch_size, steps = 256, PUBLISHED_CELLS // 256
-    naive = {name: naive_seconds(batch_size, 10, name == "tensorfloat") for name in ("tensorfloat", "float32")}
+    naive = {name: naive_seconds(PUBLISHED_BATCH, 10, name == "tensorfloat") for name in ("tensorfloat", "float32")}
     torch.backends.cudnn.allow_tf32 = True
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     # The first epoch ends with a checkpoint, which a longer run writes every ten seconds.
-    step = step_seconds(module("paper", PUBLISHED_CELLS, epochs=3), "gpu", first=steps + 1)
+    step = step_seconds(module("paper", PUBLISHED_CELLS, epochs=3), "gpu", first=FIRST_EPOCH + 1)
     return {
         "naive_step_seconds": naive["float32"],
         "naive_step_seconds_tensorfloat": naive["tensorfloat"],
         "step_seconds": step,
-        "cells_per_second": batch_size / step,
+        "cells_per_second": PUBLISHED_BATCH / step,
         "speed_over_naive": naive["float32"] / step,
         "speed_over_naive_tensorfloat": naive["tensorfloat"] / step,
         "peak_memory_gibibytes": torch.cuda.max_memory_allocated() / GIBIBYTE,
@@ -217,15 +218,13 @@ def gpu_compiled() -> dict[str, float]:
     """Return the time of the same step with a compiled encoder."""
     trained = module("paper", PUBLISHED_CELLS, epochs=3)
     trained.encoder.compile()
-    return {"step_seconds": step_seconds(trained, "gpu", first=PUBLISHED_CELLS // 256 + 1)}
+    return {"step_seconds": step_seconds(trained, "gpu", first=FIRST_EPOCH + 1)}
 
 
 def gpu_run() -> dict[str, float]:
     """Return what the whole published pre-training takes on the GPU at hand, from its start to its end."""
     start = time.perf_counter()
-    step = step_seconds(
-        module("paper", PUBLISHED_CELLS, epochs=PUBLISHED_EPOCHS), "gpu", first=PUBLISHED_CELLS // 256 + 1
-    )
+    step = step_seconds(module("paper", PUBLISHED_CELLS, epochs=PUBLISHED_EPOCHS), "gpu", first=FIRST_EPOCH + 1)
     return {"step_seconds": step, "published_pretraining_seconds": time.perf_counter() - start}
 
 
@@ -281,16 +280,19 @@ def main() -> None:
         return
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     devices = ([] if arguments.gpu_only else ["cpu"]) + (["gpu"] if torch.cuda.is_available() else [])
+    here, failed = environment(), []  # before the file changes, as the commit is no longer what runs then
     for device in devices:
         for part in BY_DEVICE[device]:
             try:
-                results |= {part: in_a_process_of_its_own(part), f"{device}_environment": environment()}
-            except subprocess.CalledProcessError as failure:
-                print(f"{part} failed, and is left as it was: {failure}")
+                results |= {part: in_a_process_of_its_own(part), f"{device}_environment": here}
+            except subprocess.CalledProcessError:
+                failed.append(part)
             RESULT.write_text(json.dumps(results, indent=2) + "\n")  # at once: the time on a GPU may run out
     if "gpu" not in devices:
         print("no CUDA device here: what needs one is left as it was")
     print(table(results))
+    if failed:
+        raise SystemExit(f"{', '.join(failed)} failed, and is left as it was")
 
 
 if __name__ == "__main__":

@@ -133,12 +133,10 @@ def step_flops(trained: ImagePretraining, batch_size: int) -> int:
 
 def gpu() -> Iterator[dict]:
     """Give what is measured on the GPU at hand, one thing after the other, and the days of published runs on it."""
-    batched = step_seconds(module("e-simclr", "cifar10", 512, 60), "gpu", first=10)
-    yield {"cifar10_images_per_second": 512 / batched}
     steps: dict[str, dict[str, float]] = {preset: {} for preset in LARGE_BATCHES}
     for preset, batch in LARGE_BATCHES.items():
-        for recipe in sorted(RECIPES[preset], key=lambda recipe: recipe != "e-simclr"):
-            steps[preset][recipe] = step_seconds(module(recipe, preset, batch, 20), "gpu", first=8)
+        for recipe in RECIPES[preset]:
+            steps[preset][recipe] = step_seconds(module(recipe, preset, batch, 30), "gpu", first=10)
             gc.collect()  # a trainer and its module hold each other, and the images
             yield {"step_seconds": steps, "published_run_days": published_days(steps, LARGE_BATCHES)}
     batch = LARGE_BATCHES["imagenet"]
@@ -146,9 +144,11 @@ def gpu() -> Iterator[dict]:
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name()), None)
     yield {"resnet50_flops_per_second": rate, "resnet50_model_flop_utilisation": peak and rate / peak}
     torch.backends.cudnn.benchmark = True  # as training has it
-    by_workers = torchvision_seconds(module("e-simclr", "cifar10", 512, 40), 512)
+    batch, batched = LARGE_BATCHES["cifar10"], steps["cifar10"]["e-simclr"]
+    by_workers = torchvision_seconds(module("e-simclr", "cifar10", batch, 40), batch)
     yield {
-        "cifar10_images_per_second_torchvision": 512 / by_workers,
+        "cifar10_images_per_second": batch / batched,
+        "cifar10_images_per_second_torchvision": batch / by_workers,
         "cifar10_speed_over_torchvision": by_workers / batched,
     }
 
@@ -193,17 +193,18 @@ def main() -> None:
     parser.add_argument("--gpu-only", action="store_true", help="leave out what is measured on the CPU")
     arguments = parser.parse_args()
     results = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    here = environment()  # before the file changes, as the commit is no longer what runs then
     if not arguments.gpu_only:
         steps = small_steps()
         results |= {
             "cpu_step_seconds": steps,
             "cpu_published_run_days": published_days(steps, SMALL_BATCHES),
             "threads": torch.get_num_threads(),
-            "environment": environment(),
+            "environment": here,
         }
         write(results)
     if torch.cuda.is_available():
-        results |= {"gpu": {}, "gpu_environment": environment()}
+        results |= {"gpu": {}, "gpu_environment": here}
         for found in gpu():
             results["gpu"] |= found
             write(results)  # at once: the time on a GPU may run out
