@@ -103,6 +103,14 @@ class TestOwn(EncoderContract):
     name = "tests.photonic_essl.test_encoders:own_network"
 
 
+@pytest.mark.parametrize("name", ["paper", "paper-circular", "light"])
+def test_trunks_see_channels_last_even_where_there_is_one_channel(name):
+    encoder, strides = Encoder(name), []
+    encoder.network.trunk.register_forward_pre_hook(lambda _, inputs: strides.append(inputs[0].stride()))
+    encoder(torch.rand(2, 1, 32, 32) + 1)
+    assert strides == [(1024 * encoder.seen, 1, 32 * encoder.seen, encoder.seen)]
+
+
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2), (7, 1)])
 def test_periodic_convolution_is_torchs_with_its_gradients(size, stride):
     torch.manual_seed(0)
