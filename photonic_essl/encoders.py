@@ -297,7 +297,8 @@ def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tens
     """
     weight = next(encoder.parameters())
     with evaluating(encoder):
-        found = torch.cat([encoder(batch.to(weight)).cpu() for batch in batches])
+        # Forward, not a call: what was compiled for the batches of training would be compiled anew for these.
+        found = torch.cat([encoder.forward(batch.to(weight)).cpu() for batch in batches])
     if not torch.isfinite(found).all():
         raise DivergenceError(
             "the encoder's representations are not finite: it has diverged. Try a lower learning rate."

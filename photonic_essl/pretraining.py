@@ -145,7 +145,7 @@ def pretrain(
         return load_folder(Encoder, out, None if encoder in NETWORKS else make_network(encoder, 1, cells.grid))
     module = Pretraining(cells, encoder, settings, groups, seed)
     if compile:
-        module.encoder.compile()
+        module.compile_encoder()
     monitor = Probe(probed, probe_every) if probed else None
     with run.sitting(data=str(data)):
         carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
@@ -299,6 +299,10 @@ class SelfSupervised(SeededModule):
         if objective.prediction:
             widths = [objective.prediction.seen * features, *settings["classifier"], objective.prediction.outputs]
             self.classifier = multilayer(widths, normalise=True)
+
+    def compile_encoder(self) -> None:
+        """Compile the encoder for the two sizes of batch that training has: code for any size is slower."""
+        self.encoder.compile(dynamic=False)
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch, and its parts."""

@@ -55,6 +55,17 @@ def own_random_numbers(seed: int | None = None) -> Iterator[None]:
         yield
 
 
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Let torch's own generators of the CPU and of a device begin with a seed.
+
+    `torch.manual_seed` does so for every kind of device that torch knows, and of those that are not there it notes each
+    time where it was called: one to two milliseconds, a tenth of a step on a GPU.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class SeededModule(lightning.LightningModule):
     """A Lightning module whose data are known by number and whose randomness follows from a seed and the step.
 
@@ -150,7 +161,7 @@ class SeededModule(lightning.LightningModule):
             self._generator = torch.Generator(self.device)
         # Dropout and the like, in a network of the user's, draw from torch's own generator.
         seed = derived_seed(self.seed, _STEP, self.global_step)
-        torch.manual_seed(seed)
+        seed_torch(seed, self.device)
         self._generator.manual_seed(seed)
         losses = self.losses(self.rows(batch), self._generator)
         self._watch(losses["loss"].detach())

@@ -129,7 +129,7 @@ def pretrain(
         return load_encoder(out, settings["encoder"])
     module = ImagePretraining(images.train, images.standardisation, settings, augmentations, predicted, seed)
     if compile:
-        module.encoder.compile()
+        module.compile_encoder()
     monitor = NearestNeighbours(images, probe_every)
     with run.sitting(data=data):
         carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)

@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,18 +80,20 @@ def one_thread():
 
 
 @pytest.fixture
-def compiled_steps(monkeypatch):
-    """A list with one entry each time that compiled code runs with gradients, as it does in a step of training."""
-    steps = []
+def compiled(monkeypatch):
+    """What code was compiled for, and in how many steps: how often it ran with gradients, as it does in training."""
+    compiled = SimpleNamespace(inputs=[], steps=0)
 
     def backend(graph, inputs):
+        compiled.inputs.append(inputs)
+
         def run(*arguments):
-            steps.extend([graph] * torch.is_grad_enabled())
+            compiled.steps += torch.is_grad_enabled()
             return graph.forward(*arguments)
 
         return run
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     torch._dynamo.reset()
-    yield steps
+    yield compiled
     torch._dynamo.reset()

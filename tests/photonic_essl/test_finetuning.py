@@ -95,10 +95,10 @@ def test_a_pretrained_encoder_is_where_it_starts(unlabelled, labelled, tmp_path,
         finetune(labelled, tmp_path / "new", labels=10, pretrained=tmp_path / "encoder", encoder="paper", **SMALL)
 
 
-def test_what_is_compiled_is_what_trains(labelled, tmp_path, compiled_steps):
+def test_what_is_compiled_is_what_trains(labelled, tmp_path, compiled):
     factory = "tests.photonic_essl.test_encoders:own_network"
     finetune(labelled, tmp_path / "run", labels=10, encoder=factory, compile=True, **SMALL)
-    assert len(compiled_steps) >= 6, "three epochs of two batches each"
+    assert compiled.steps >= 6, "three epochs of two batches each"
 
 
 def test_splits_are_nested_and_share_no_cell(cells):

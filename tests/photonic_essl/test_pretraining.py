@@ -302,10 +302,18 @@ def test_the_equivariance_branch_sees_all_copies_of_the_untransformed_batch(unla
     assert torch.equal(copies, group("translations/2").orbit(cells.epsilon[:8])[0])
 
 
-def test_what_is_compiled_is_what_trains(unlabelled, tmp_path, compiled_steps):
+def test_what_is_compiled_is_what_trains(unlabelled, tmp_path, compiled):
     factory = "tests.photonic_essl.test_encoders:own_network"
     pretrain(unlabelled, tmp_path / "run", encoder=factory, compile=True, **SMALL)
-    assert len(compiled_steps) >= 12, "two epochs of three batches: views together, and transformed copies"
+    assert compiled.steps >= 12, "two epochs of three batches: views together, and transformed copies"
+
+
+def test_code_is_compiled_for_the_two_batches_of_a_step_alone(unlabelled, labelled, tmp_path, compiled):
+    factory, probe = "tests.photonic_essl.test_encoders:own_network", {"probe": labelled, "probe_every": 1}
+    pretrain(unlabelled, tmp_path / "run", encoder=factory, compile=True, **SMALL, **probe)
+    values = list(itertools.chain.from_iterable(compiled.inputs))
+    assert all(isinstance(value, torch.Tensor) for value in values), "sizes are not left open"
+    assert {len(value) for value in values if value.ndim == 4} == {2 * 8, 4 * 8}, "the probe sees 20 cells"
 
 
 @pytest.mark.gpu
