@@ -23,9 +23,8 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
-from photonic_essl.periodic import PeriodicConvolution
+from photonic_essl.convolutions import PeriodicConvolution, WindowConvolution
 from photonic_essl.saving import MODEL_CARD, SavedModel
 from photonic_essl.standardisation import PERMITTIVITY_RANGE, FixedRange, ScaleFree
 
@@ -51,37 +50,14 @@ class ConvolutionalNetwork(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channel x y"]) -> Float[Tensor, "batch features"]:
         """Return the representation of cells."""
-        # To, not contiguous: a single channel is both, and cuDNN would copy every gradient into the other layout.
         return self.head(self.trunk(x.to(memory_format=torch.channels_last)))
-
-
-class WindowConvolution(nn.Conv2d):
-    """A 7 × 7 convolution padded with zeros, as a product of its weights with the windows of the cell that they see.
-
-    For a convolution that sees one channel, cuDNN takes three times as long. Weights as of `torch.nn.Conv2d`.
-    """
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, 7, padding=3, bias=False)
-
-    def forward(
-        self, x: Float[Tensor, "batch {self.in_channels} x y"]
-    ) -> Float[Tensor, "batch {self.out_channels} x y"]:
-        """Return the convolution."""
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # before there are 56 numbers for each
-            x = x.to(torch.get_autocast_dtype(kind))
-        # One column more, with weights of zero: rows are then multiples of 16 bytes, as a GPU likes them.
-        windows = functional.pad(x, (3, 4, 3, 3)).unfold(2, 7, 1).unfold(3, 8, 1)
-        weights = functional.pad(self.weight, (0, 1)).flatten(1)
-        return functional.linear(windows.permute(0, 2, 3, 1, 4, 5).flatten(3), weights).permute(0, 3, 1, 2)
 
 
 def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic: bool = False) -> ConvolutionalNetwork:
     """Return the network of arXiv 2111.00899, photonics: three 7 × 7 convolutions, each pooled, and two linear layers.
 
-    It is as published but for two things that take time and change nothing that it can learn: convolutions have no
-    biases, which batch normalisation would take away, and what is rectified is what pooling leaves.
+    It is as published but for what takes time and changes nothing that it can learn: convolutions have no biases, which
+    batch normalisation would take away, and what is rectified is what pooling leaves.
 
     Args:
         channels: of a cell.
@@ -95,10 +71,10 @@ def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic:
     _check_grid("paper", grid, 32)
     stages: list[nn.Module] = []
     for inputs, outputs, pool in ((channels, 64, 2), (64, 256, 4), (256, 256, 4)):
-        if periodic:
-            convolution: nn.Conv2d = PeriodicConvolution(inputs, outputs, 7)
-        elif inputs == channels:
-            convolution = WindowConvolution(inputs, outputs)
+        if not stages:
+            convolution: nn.Conv2d = WindowConvolution(inputs, outputs, periodic)
+        elif periodic:
+            convolution = PeriodicConvolution(inputs, outputs, 7)
         else:
             convolution = nn.Conv2d(inputs, outputs, 7, padding=3, bias=False)
         stages += [convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(pool), nn.ReLU(inplace=True)]

@@ -1,9 +1,11 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from photonic_essl.encoders import Encoder, make_network, multilayer
-from photonic_essl.periodic import PeriodicConvolution
 from photonic_essl.saving import load_folder
 
 
@@ -103,28 +105,6 @@ class TestOwn(EncoderContract):
     name = "tests.photonic_essl.test_encoders:own_network"
 
 
-@pytest.mark.parametrize("name", ["paper", "paper-circular", "light"])
-def test_trunks_see_channels_last_even_where_there_is_one_channel(name):
-    encoder, strides = Encoder(name), []
-    encoder.network.trunk.register_forward_pre_hook(lambda _, inputs: strides.append(inputs[0].stride()))
-    encoder(torch.rand(2, 1, 32, 32) + 1)
-    assert strides == [(1024 * encoder.seen, 1, 32 * encoder.seen, encoder.seen)]
-
-
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2), (7, 1)])
-def test_periodic_convolution_is_torchs_with_its_gradients(size, stride):
-    torch.manual_seed(0)
-    reference = nn.Conv2d(2, 3, size, stride, size // 2, padding_mode="circular", bias=False).double()
-    ours = PeriodicConvolution(2, 3, size, stride).double()
-    ours.load_state_dict(reference.state_dict())
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 2, 8, 12, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
-        torch.testing.assert_close(ours(x), reference(x))
-        gradients = [torch.autograd.grad(layer(x).sin().sum(), [x, layer.weight]) for layer in (ours, reference)]
-        for found, expected in zip(*gradients):
-            torch.testing.assert_close(found, expected)
-
-
 def test_normalisations_are_not_shared():
     layers = multilayer([8, 4, 4, 2], normalise=True)
     assert [type(layer).__name__ for layer in layers] == [
@@ -140,8 +120,6 @@ def test_bad_names_and_grids_are_refused():
         ValueError, match=r"'json:__name__' must be a function that returns a `torch.nn.Module`, got 'json'"
     ):
         make_network("json:__name__")
-    with pytest.raises(ValueError, match="`size` must be odd and at least 3, got 1"):
-        PeriodicConvolution(1, 1, 1)
     with pytest.raises(ValueError, match="no encoder 'nowhere:make'"):
         make_network("nowhere:make")
     with pytest.raises(ValueError, match="`light` encoder needs a grid of multiples of 8 points, got \\(30, 30\\)"):
@@ -150,3 +128,22 @@ def test_bad_names_and_grids_are_refused():
         Encoder("os:getcwd")
     with pytest.raises(ValueError, match=r"the encoder `own` must return \(batch, features\), got \(2, 1, 32, 32\)"):
         Encoder("own", network=nn.ReLU())
+
+
+WHOLE = """
+import torch
+from photonic_essl.encoders import Encoder
+for name in ("paper", "paper-circular", "light"):
+    encoder = Encoder(name).to({device!r})
+    encoder.compile(dynamic=False, fullgraph=True, backend="eager")
+    with torch.autocast({device!r}, torch.bfloat16):
+        encoder(torch.rand(4, 1, 32, 32, device={device!r}) + 1)
+"""
+
+
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_presets_are_compiled_whole(device):
+    # In a process of its own, without the checks of shapes that tests have, which are not compiled.
+    subprocess.run([sys.executable, "-c", WHOLE.format(device=device)], check=True)
