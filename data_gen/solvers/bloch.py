@@ -11,6 +11,7 @@ takes the mean of both |k + G|². TE takes the component as a sine, whose gradie
 values do not: it couples to the rest as strongly as -N/2 does, and without a preferred direction.
 """
 
+import functools
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -19,7 +20,7 @@ from jaxtyping import Complex128, Float64
 
 from data_gen.lattices import reciprocal_vectors
 from data_gen.solvers.contract import mode_count
-from data_gen.solvers.waves import StandingWaves
+from data_gen.solvers.waves import StandingWaves, edge_waves
 
 # Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
 _INVERSE_TOLERANCE = 0.05
@@ -63,6 +64,12 @@ class Grid:
             self._standing_waves[count] = StandingWaves.shortest(self.shape, self.reciprocal, count)
         return self._standing_waves[count]
 
+    @functools.cached_property
+    def edge_waves(self) -> list[tuple[torch.Tensor, ...]]:
+        """Waves at the edge of the mesh, as tensors; see `waves.edge_waves`."""
+        device = self.reciprocal.device
+        return [tuple(torch.as_tensor(part, device=device) for part in waves) for waves in edge_waves(self.shape)]
+
     def squared_length(self, k: Wavevectors) -> Float64[torch.Tensor, "k 1 x y"]:
         """Return |k + G|², the mean over both choices."""
         k = k[:, None, None, None]
@@ -102,6 +109,10 @@ class BlochOperator(ABC):
         Where K is singular, at k = 0, the mean is left out. What is in u of a wave that is left out is taken away.
         `eigenvalue` is λ.
         """
+
+    @abstractmethod
+    def floor(self, k: Wavevectors) -> Float64[torch.Tensor, "sample k x y"]:
+        """Return, for each plane wave, what ω² of modes made of it and of higher ones cannot lie below."""
 
     @abstractmethod
     def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
@@ -156,6 +167,9 @@ class TransverseMagnetic(BlochOperator):
         image = torch.fft.fft2(self.epsilon[:, None, None] * fields) * eigenvalue[..., None, None]
         inverse = _reciprocal(self.grid.squared_length(k))
         return torch.fft.ifft2(inverse * image - (inverse > 0) * torch.fft.fft2(fields))
+
+    def floor(self, k: Wavevectors) -> Float64[torch.Tensor, "sample k x y"]:
+        return self.grid.squared_length(k)[:, 0] / self.epsilon.amax((1, 2))[:, None, None, None]
 
     def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
         image = torch.fft.ifft2(_reciprocal(self.grid.squared_length(k)) * torch.fft.fft2(fields))
@@ -259,6 +273,13 @@ class TransverseElectric(BlochOperator):
             x, y = self.grid.shape
             solution[..., x // 2, y // 2] = -spectrum[..., x // 2, y // 2]
         return torch.fft.ifft2(solution)
+
+    def floor(self, k: Wavevectors) -> Float64[torch.Tensor, "sample k x y"]:
+        squared = self._slopes(k).abs().square().sum(0)[:, 0]
+        if self.checkered:
+            x, y = self.grid.shape
+            squared[..., x // 2, y // 2] = torch.inf
+        return squared * self.lowest[:, None, None, None]
 
     def inverse_norm(self, fields: Fields, k: Wavevectors) -> tuple[PerMode, PerMode]:
         # Along one preconditioned direction, which is from below; Kantorovich's inequality says by how much at most.

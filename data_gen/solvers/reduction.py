@@ -53,6 +53,9 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     # Points that differ by a reciprocal vector have different periodic parts: the zone's corners are ±(½, ½) and
     # ±(½, -½). Signs come by conjugation.
     k = torch.tensor((*SYMMETRIC_POINTS, (0.5, -0.5)), dtype=torch.float64, device=waves.kappa.device) @ grid.reciprocal
+    if (others := _at_the_edge(operator, k[:4], eigenvalue[..., modes - 1])) is not None:
+        fields = torch.cat([fields, others], dim=2)
+        eigenvalue = torch.cat([eigenvalue, _rayleigh_quotient(operator, others, k[:4])], dim=2)
     fields = fields + operator.correction(fields, eigenvalue, k[:4])
     eigenvalue, fields = _lowest(operator, fields, k[:4], modes)
     y = torch.arange(grid.shape[1], dtype=torch.float64, device=k.device) / grid.shape[1]
@@ -66,6 +69,44 @@ def first_reduction(operator: BlochOperator, polarization: str, bands: int) -> R
     constant = torch.ones_like(real_fields[:, :1])
     constant = constant / _inner(operator, constant, constant).sqrt()
     return _reduction(operator, constant, real_fields, size - 1)
+
+
+def _at_the_edge(
+    operator: BlochOperator, k: Wavevectors, highest: Float64[torch.Tensor, "sample k"]
+) -> Complex128[torch.Tensor, "sample k wave x y"] | None:
+    """Return waves at the edge of the mesh, where modes of theirs may lie as low as those that are sampled.
+
+    They are so in long cells with few points, or at high contrast. In a layer symmetry keeps them apart.
+
+    Args:
+        operator: of the cells.
+        k: the symmetric points.
+        highest: ω² of the highest mode that is sampled.
+
+    Returns:
+        As many at each point; None where no mode of theirs can be so low.
+    """
+    waves = operator.grid.edge_waves
+    floor = (operator.floor(k).flatten(2) / highest[..., None]).amin(0)
+    floors = [torch.minimum(part[here], part[there]) for part, (here, there, _) in zip(floor, waves)]
+    wanted = max(int((part < 1).sum()) for part in floors)
+    count = min(wanted, *(int(part.isfinite().sum()) for part in floors))
+    if not count:
+        return None
+    spectrum = torch.zeros((len(k), count, operator.grid.points), dtype=torch.complex128, device=k.device)
+    rows = torch.arange(count, device=k.device)
+    for point, part, (here, there, coefficient) in zip(spectrum, floors, waves):
+        lowest = part.argsort(stable=True)[:count]
+        point[rows, here[lowest]] += coefficient[lowest]
+        point[rows, there[lowest]] += coefficient[lowest].conj()
+    fields = torch.fft.ifft2(spectrum.unflatten(2, operator.grid.shape), norm="forward")
+    return fields.expand(len(highest), *fields.shape)
+
+
+def _rayleigh_quotient(operator: BlochOperator, fields: Fields, k: Wavevectors) -> PerMode:
+    mass = operator.mass()[:, None, None] * fields
+    energy, norm = ((fields.conj() * part).real.sum((-2, -1)) for part in (operator.stiffness(fields, k), mass))
+    return energy / norm
 
 
 def _lowest(

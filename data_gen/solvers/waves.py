@@ -106,6 +106,28 @@ class StandingWaves:
         return torch.fft.ifft2(spectrum.mT.reshape(samples, points, modes, *shape), norm="forward")
 
 
+def edge_waves(shape: tuple[int, int]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return, for each symmetric point, the waves that are never standing waves: those at the edge of a mesh.
+
+    There k + G, or its opposite, stands for another wave as well.
+
+    Returns:
+        Flat index of G, that of its opposite, and the coefficient of G in a field that is real like cosines and sines
+        are; that of its opposite is the conjugate.
+    """
+    index = np.stack(np.unravel_index(np.arange(shape[0] * shape[1]), shape), axis=-1)
+    order = (index + np.array(shape) // 2) % shape - np.array(shape) // 2
+    found = []
+    for twice in np.rint(2 * np.array(SYMMETRIC_POINTS)).astype(np.int64):
+        opposite = -twice - order
+        edge = (np.maximum(abs(order), abs(opposite)) > (np.array(shape) - 1) // 2).any(1)
+        here = np.flatnonzero(edge)
+        there = np.ravel_multi_index(tuple((opposite[edge] % shape).T), shape)
+        coefficient = np.where(here == there, 0.5, np.where(here < there, np.sqrt(0.5), 1j * np.sqrt(0.5)))
+        found.append((here, there, coefficient))
+    return found
+
+
 def _half_set(point: np.ndarray, shape: tuple[int, int], reciprocal: np.ndarray, count: int) -> np.ndarray:
     """Return one G of each pair G, -2k - G, shortest k + G first: complete shells of about `count` waves."""
     ranges = [np.arange(-((n - 1) // 2), (n - 1) // 2 + 1) for n in shape]

@@ -96,6 +96,27 @@ def test_no_level_of_a_slab_is_missed(mesh, inside, width, wave, bands):
         assert largest_error(answer.frequency[0], reference) < 5e-5
 
 
+@pytest.mark.parametrize(
+    ("mesh", "length", "width", "inside", "polarization", "bands"),
+    [
+        ((14, 12), 3.5, 3, 19.1, "te", 10),
+        ((18, 12), 3.5, 5, 13.1, "tm", 16),
+        ((13, 12), 2.0, 3, 40.0, "te", 15),
+    ],
+)
+def test_no_level_of_a_wave_at_the_edge_of_the_mesh_is_missed(mesh, length, width, inside, polarization, bands):
+    cell = np.ones(mesh)
+    cell[:width] = inside
+    # Of so many bands the whole problem is solved.
+    found, whole = (
+        solve_bands(
+            cell[None], GENERIC[:2], bands=number, polarization=polarization, basis=np.diag([1.0, length])
+        ).frequency[0]
+        for number in (bands, 60)
+    )
+    assert largest_error(found, whole[:, :bands].numpy()) < 5e-5
+
+
 def test_more_bands_show_no_level_that_fewer_missed():
     # Of ten bands the last was 2 % too high at the edge of the zone, as two modes above the bands wanted were too few.
     fine = (np.arange(32 * 9) + 0.5) / (32 * 9)
