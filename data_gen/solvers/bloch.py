@@ -24,6 +24,7 @@ from data_gen.solvers.waves import StandingWaves, edge_waves
 
 # Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
 _INVERSE_TOLERANCE = 0.05
+ELONGATED = 1.1  # ratio of lengths
 
 Fields = Complex128[torch.Tensor, "sample k mode x y"]
 PerMode = Float64[torch.Tensor, "sample k mode"]
@@ -57,6 +58,16 @@ class Grid:
     def points(self) -> int:
         """Number of mesh points, which is the number of plane waves."""
         return self.shape[0] * self.shape[1]
+
+    @functools.cached_property
+    def elongated(self) -> bool:
+        """Whether the shortest two reciprocal vectors that span the lattice differ in length."""
+        short, long = sorted(self.reciprocal.cpu().numpy(), key=np.linalg.norm)
+        while True:  # Lagrange and Gauss
+            long = long - np.rint(long @ short / (short @ short)) * short
+            if long @ long >= short @ short * (1 - 1e-9):
+                return bool(np.linalg.norm(long) > ELONGATED * np.linalg.norm(short))
+            short, long = long, short
 
     def standing_waves(self, count: int) -> StandingWaves:
         """Return about `count` cosines and sines at each wavevector with k ≡ -k."""

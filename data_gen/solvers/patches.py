@@ -117,7 +117,7 @@ def disagreement(
     """Return by how much models of neighbouring patches disagree, relatively, at the worst corner between them.
 
     Their error grows as the fifth power of q, so that this is the error where it is largest. At the corners of the zone
-    the one model there is compared with the basis itself.
+    the one model there is compared with the basis itself, as others are where `corners` say so.
 
     Args:
         models: of all patches.
@@ -128,15 +128,14 @@ def disagreement(
     Returns:
         Largest relative difference in frequency.
     """
-    exact = torch.linalg.eigvalsh(hamiltonian(polynomial, corners.lone))[..., :bands]
+    exact = torch.linalg.eigvalsh(hamiltonian(polynomial, corners.there))[..., :bands]
     (eigenvalue,) = _over(models, corners.plan, _eigenvalues, bands)
     highest = eigenvalue.new_zeros(len(models), *corners.exist.shape, bands)
     lowest = torch.full_like(highest, torch.inf)
     highest[:, corners.exist], lowest[:, corners.exist] = eigenvalue, eigenvalue
     highest, lowest = highest.amax(2), lowest.amin(2)
-    lone = corners.exist.sum(-1) == 1
-    highest[:, lone] = torch.maximum(highest[:, lone], exact)
-    lowest[:, lone] = torch.minimum(lowest[:, lone], exact)
+    highest[:, corners.checked] = torch.maximum(highest[:, corners.checked], exact)
+    lowest[:, corners.checked] = torch.minimum(lowest[:, corners.checked], exact)
     return ((highest - lowest) / (2 * highest.clamp(min=_NEGLIGIBLE**2))).amax((1, 2))
 
 

@@ -37,7 +37,6 @@ _BETWEEN = (
 )
 # In an elongated cell all modes sampled may be of the kind that varies along it, so that others are missed anywhere in
 # the zone: the estimate is taken all over it, and modes are added where it is worst.
-_ELONGATED = 1.1  # ratio of the lengths of the reciprocal vectors
 _ALL_OVER, _WORST = half_grid(15)[:-1], 8  # without k = 0, whose lowest mode is there in any medium
 _SAFETY = 3.0  # of that estimate
 _BASIS_SHARE = 0.7  # of the tolerance, at most
@@ -92,7 +91,10 @@ def solve_bands(
     parts = []
     for start in range(0, len(medium), step):
         with numbered(range(start, len(medium))):
-            parts.append(_solve_some(medium[start : start + step], zone, bands, polarization, tolerance))
+            try:
+                parts.append(_solve_some(medium[start : start + step], zone, bands, polarization, tolerance))
+            except torch.linalg.LinAlgError as error:
+                raise ConvergenceError("at so high a contrast, modes are numerically dependent") from error
     return Bands(*(torch.cat(column) for column in zip(*parts)))
 
 
@@ -110,8 +112,7 @@ def _solve_some(medium: torch.Tensor, zone: Zone, bands: int, polarization: str,
     answer = Bands(empty(shape), empty((*shape, 2)), empty(shape[:1]))
     pending = torch.arange(len(medium), device=medium.device)
     reductions = []
-    elongated = _is_elongated(zone.grid)
-    checked = zone.cartesian(_ALL_OVER if elongated else _CHECKED)
+    checked = zone.cartesian(_ALL_OVER if zone.grid.elongated else _CHECKED)
     added = checked  # where modes are added; from the second turn on
     for turn in range(1 + _EXTENSIONS):
         operator = _operator(medium.detach()[pending], zone.grid, polarization)
@@ -129,7 +130,7 @@ def _solve_some(medium: torch.Tensor, zone: Zone, bands: int, polarization: str,
         pending, reduction = pending[~done], reduction.select(~done)
         if not len(pending):
             break
-        if elongated:
+        if zone.grid.elongated:
             added = checked[estimate[~done].amax(0).topk(_WORST).indices]
         else:
             added = zone.cartesian(np.array(_BETWEEN[turn % len(_BETWEEN)]))
@@ -149,11 +150,6 @@ def _solve_some(medium: torch.Tensor, zone: Zone, bands: int, polarization: str,
         frequency = _HellmannFeynman.apply(medium, answer.frequency, reductions, zone, polarization)
         answer = answer._replace(frequency=frequency)
     return answer
-
-
-def _is_elongated(grid: Grid) -> bool:
-    lengths = grid.reciprocal.norm(dim=1)
-    return bool(lengths.max() > _ELONGATED * lengths.min())
 
 
 def _operator(medium: torch.Tensor, grid: Grid, polarization: str) -> BlochOperator:

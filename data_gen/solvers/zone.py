@@ -32,12 +32,16 @@ class Corners(NamedTuple):
     Attributes:
         plan: each corner once in every patch that it belongs to.
         exist: which of the four patches around each corner exist, shape `(corner, 4)`; the plan has those, in order.
-        lone: Cartesian wavevectors of the corners that belong to one patch only, about those of the zone, in order.
+        checked: at which corners models are compared with the basis as well, shape `(corner,)`: at the zone's, or where
+            levels are as dense as in an elongated cell, all along its edges. There a model may lack a level from beyond
+            the edge, as the one beside it does.
+        there: Cartesian wavevectors of those, in order.
     """
 
     plan: Plan
     exist: torch.Tensor
-    lone: torch.Tensor
+    checked: torch.Tensor
+    there: torch.Tensor
 
 
 class Zone:
@@ -84,12 +88,13 @@ class Zone:
             index = corner + np.array([(0.5, 0.5), (0.5, -0.5), (-0.5, 0.5), (-0.5, -0.5)])
             exist = (np.abs(index) <= half).all(-1)
             # Not quite at the zone's corners: there, bands that cross by symmetry hide errors when they are sorted.
-            alone = exist.sum(-1) == 1
-            corner[alone] *= 0.98
-            lone = self.cartesian(corner[alone, 0] / patches)
+            corner[exist.sum(-1) == 1] *= 0.98
+            checked = ~exist.all(-1) if self.grid.elongated else exist.sum(-1) == 1
+            there = self.cartesian(corner[checked, 0] / patches)
             corner = np.broadcast_to(corner, index.shape)[exist] / patches
             plan = self._sorted(corner, index[exist].astype(np.int64), patches)
-            self._corners[patches] = Corners(plan, torch.as_tensor(exist, device=plan.sign.device), lone)
+            exist, checked = (torch.as_tensor(mask, device=plan.sign.device) for mask in (exist, checked))
+            self._corners[patches] = Corners(plan, exist, checked, there)
         return self._corners[patches]
 
     def _sorted(self, wavevectors: np.ndarray, index: np.ndarray, patches: int) -> Plan:

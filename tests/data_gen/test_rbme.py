@@ -4,6 +4,7 @@ import torch
 
 from data_gen.lattices import basis_vectors, half_grid, reciprocal_vectors, wavevector_grid
 from data_gen.solvers import mpb, rbme
+from data_gen.solvers.bloch import Grid
 from data_gen.solvers.contract import ConvergenceError
 from data_gen.solvers.rbme import solve_bands
 from data_gen.solvers.smoothing import effective_inverse_permittivity
@@ -115,6 +116,24 @@ def test_no_level_of_a_wave_at_the_edge_of_the_mesh_is_missed(mesh, length, widt
         for number in (bands, 60)
     )
     assert largest_error(found, whole[:, :bands].numpy()) < 5e-5
+
+
+def test_no_level_from_beyond_the_edge_of_the_zone_is_missed():
+    # Levels lie so close in a long cell that the one from beyond was the eighth at the centre of a patch of six.
+    basis, edge = np.array([(1.0, 0.0), (0.0, 10.0)]), np.array([(0.5, 0.0), (0.5, 0.3)])
+    cell = np.where(np.random.default_rng(0).random((17, 13)) < 0.5, 1.02, 1.0)
+    reference = dense_frequencies(cell, edge, "te", basis)[:, :2]
+    answer = solve_bands(cell[None], edge, bands=2, polarization="te", basis=basis)
+    assert largest_error(answer.frequency[0], reference) < 2e-5
+
+
+def test_a_lattice_is_elongated_whatever_vectors_span_it():
+    shapes = {"square": False, "hexagonal": False, "centred": False, "rectangular": True, "oblique": True}
+    for name, elongated in shapes.items():
+        basis = basis_vectors(name)
+        for other in (basis, [[1, 0], [3, 1]] @ basis, [[2, 1], [1, 1]] @ basis):
+            assert Grid((8, 8), other, torch.device("cpu")).elongated == elongated
+    assert Grid((8, 8), np.array([(1.0, 0.1), (1.0, -0.1)]), torch.device("cpu")).elongated
 
 
 def test_more_bands_show_no_level_that_fewer_missed():
@@ -295,6 +314,12 @@ def test_never_returns_what_has_not_converged(monkeypatch):
     monkeypatch.setattr(rbme, "_solve_reduced", doubtful)
     with pytest.raises(ConvergenceError, match=r"cell 0: estimated relative error 2\.0e-06, over `tolerance` 1e-06"):
         solve_bands(cells[:1], GENERIC, tolerance=1e-6)
+
+
+def test_modes_that_cannot_be_told_apart_are_an_error():
+    cell = np.where(np.random.default_rng(0).random((9, 5)) < 0.5, 1e-3, 1.0)
+    with pytest.raises(ConvergenceError, match="cell 0: at so high a contrast, modes are numerically dependent"):
+        solve_bands(np.tile(cell, (2, 2))[None], GENERIC, bands=1, polarization="te")
 
 
 def test_there_are_no_more_bands_than_modes():
