@@ -93,7 +93,7 @@ def solve_bands(
         with numbered(range(start, len(medium))):
             try:
                 parts.append(_solve_some(medium[start : start + step], zone, bands, polarization, tolerance))
-            except torch.linalg.LinAlgError as error:
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
                 raise ConvergenceError("at so high a contrast, modes are numerically dependent") from error
     return Bands(*(torch.cat(column) for column in zip(*parts)))
 
