@@ -83,15 +83,20 @@ class PlaneWaves(nn.Module):
         waves = _waves(cutoff, reciprocal, grid)
         self.polarization, self.lattice = polarization, lattice
         area = abs(float(torch.linalg.det(lattice)))
-        # Twice as many as a uniform cell has below the highest frequency that is predicted; as many above them are
-        # folded into these, and whole shells of waves that hold half as many again are solved first. In TE, whose
-        # waves couple more strongly, twice that.
-        self.states = min(2 * math.ceil(math.pi * FREQUENCIES[PREDICTED] ** 2 * area), len(waves))
+        wavevectors, offsets = _wavevectors(reciprocal)
+        # Twice as many as a uniform cell has below the highest frequency that is predicted, or half as many again as it
+        # has at any wavevector, which is more in a long and thin cell; as many above them are folded into these, and
+        # whole shells of waves that hold half as many again are solved first. In TE, whose waves couple more strongly,
+        # twice that.
+        highest = FREQUENCIES[PREDICTED]
+        below = ((waves + wavevectors[:, None]) @ reciprocal).norm(dim=2) < highest
+        most = int(below.sum(1).max())
+        states = max(2 * math.ceil(math.pi * highest**2 * area), math.ceil(1.5 * most))
+        self.states = min(states, len(waves))
         more = self.states * {"tm": 1, "te": 2}[polarization]
         self.improved = min(2 * more, len(waves))
         length = (waves.double() @ reciprocal).norm(dim=1)
         self.inner = int((length <= length[: 3 * more][-1] + 1e-9).sum())
-        wavevectors, offsets = _wavevectors(reciprocal)
         constants = {
             "differences": (waves[:, None] - waves) % torch.tensor(grid, device="cpu"),
             "waves": (waves.double() @ reciprocal).float(),

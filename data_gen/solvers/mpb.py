@@ -186,6 +186,9 @@ def solve_bands(
     else:
         name, arrays = "inverse_epsilon", np.asarray(effective_inverse_permittivity(cells, factor, basis))
     check_grid(arrays.shape[1:3])
+    # MPB's waves lie about G = 0, not about -k: far outside the zone they are too few, and no residual tells.
+    wavevectors = np.asarray(wavevectors, dtype=np.float64)
+    wavevectors = wavevectors - np.round(wavevectors)
     answers = []
     for index, array in enumerate(arrays):
         request = {name: array, "wavevectors": wavevectors, "basis": basis}

@@ -163,11 +163,12 @@ def _solve(effective: torch.Tensor, q: torch.Tensor, bands: int) -> tuple[torch.
     """Return eigenvalues and their gradients likewise."""
     h, along_x, along_y = _evaluate(effective, q, ((0, 0), (1, 0), (0, 1)))
     eigenvalue, vector = torch.linalg.eigh(h)
-    count = min(bands + 4, vector.shape[-1])  # partners of the highest band, should it be degenerate
-    eigenvalue, vector = eigenvalue[..., :count], vector[..., :count]
+    close = eigenvalue.diff(dim=-1) < DEGENERATE * eigenvalue[..., 1:]
+    partners = int(close[..., bands - 1 :].long().cumprod(-1).sum(-1).amax())  # of the highest band
+    count = min(bands + max(partners, 4), vector.shape[-1])
+    eigenvalue, vector, close = eigenvalue[..., :count], vector[..., :count], close[..., : count - 1]
     images = [along_x @ vector, along_y @ vector]
     slope = torch.stack([(vector.conj() * image).sum(-2).real for image in images], dim=-1)
-    close = eigenvalue.diff(dim=-1) < DEGENERATE * eigenvalue[..., 1:]
     somewhere = close.any(-1)
     if bool(somewhere.any()):
         matrices = torch.stack([vector[somewhere].mH @ image[somewhere] for image in images], dim=-1)

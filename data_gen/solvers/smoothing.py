@@ -77,13 +77,20 @@ def _moment(
         factor: of them along each edge of a pixel.
         edges: Cartesian edges of a pixel, one a row.
     """
-    offset = (np.arange(3 * factor) + 0.5) / factor - 1.5  # over the pixel and its neighbours, in pixels
-    position = np.stack(np.meshgrid(offset, offset, indexing="ij"), axis=-1) @ edges
     radius = max(np.linalg.norm(edges[0] + edges[1]), np.linalg.norm(edges[0] - edges[1])) / 2
+    # How many neighbours the disc reaches into along each axis: one, unless pixels are long or skew.
+    reach = radius * np.linalg.norm(np.linalg.inv(edges), axis=0) - 0.5
+    neighbours = np.maximum(np.ceil(reach - 1e-9), 1).astype(int)
+    offsets = [(np.arange((2 * n + 1) * factor) + 0.5) / factor - (n + 0.5) for n in neighbours]
+    position = np.stack(np.meshgrid(*offsets, indexing="ij"), axis=-1) @ edges
     inside = np.linalg.norm(position, axis=-1) <= radius
     kernel = torch.as_tensor(np.moveaxis(position * inside[..., None], -1, 0), dtype=fine.dtype, device=fine.device)
-    padded = torch.nn.functional.pad(fine[:, None], [factor] * 4, mode="circular")
-    return torch.nn.functional.conv2d(padded, kernel[:, None], stride=factor).movedim(1, -1)
+    x, y = (
+        torch.arange(-n * factor, points + n * factor, device=fine.device) % points
+        for n, points in zip(neighbours.tolist(), fine.shape[1:])
+    )
+    padded = fine[:, x[:, None], y]
+    return torch.nn.functional.conv2d(padded[:, None], kernel[:, None], stride=factor).movedim(1, -1)
 
 
 def _blocks(fine: torch.Tensor | np.ndarray, factor: int) -> Float64[torch.Tensor, "sample x {factor} y {factor}"]:

@@ -101,6 +101,15 @@ def test_empty_lattice(polarization):
     assert error.max() < 5e-3
 
 
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_wavevectors_that_differ_by_a_reciprocal_vector_have_the_same_bands(blob, polarization):
+    far, near = (
+        data_gen.solve(blob, np.array([k]), bands=4, polarization=polarization)["frequency"].values
+        for k in ((20.3, -13.9), (0.3, 0.1))
+    )
+    np.testing.assert_allclose(far, near, rtol=1e-9)
+
+
 def test_group_velocity_is_the_slope_of_the_band(blob):
     step = 1e-3
     centre = np.array([0.13, 0.21])

@@ -245,6 +245,14 @@ def test_velocities_of_degenerate_bands():
     torch.testing.assert_close(predicted.sort().values, frequency[1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("bands", [14, 15, 17])
+def test_velocities_of_a_level_that_is_cut(bands):
+    # The empty lattice's, of which the fourteenth to twenty-first have the same frequency at the centre of the zone.
+    answer = solve_bands(np.ones((1, 24, 24)), np.zeros((1, 2)), bands=bands)
+    assert answer.frequency[0, 0, 13:].numpy() == pytest.approx(np.sqrt(5), abs=1e-9)
+    assert answer.group_velocity[0, 0, 13:].norm(dim=-1).numpy() == pytest.approx(1, abs=1e-6)
+
+
 def test_pair_k_and_minus_k():
     answer = solve_bands(level_set(32, seed=9)[None], np.concatenate([GENERIC, -GENERIC]))
     torch.testing.assert_close(answer.frequency[:, :6], answer.frequency[:, 6:], rtol=1e-12, atol=0)

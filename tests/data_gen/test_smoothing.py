@@ -48,6 +48,18 @@ def test_flat_interface_is_harmonic_along_the_normal_and_arithmetic_across(angle
     assert abs(normal @ tensor @ tangent) < 2e-3
 
 
+@pytest.mark.parametrize("basis", [np.diag([1.0, 5.0]), np.diag([1.0, 0.2]), np.array([(1.0, 0.0), (3.0, 1.0)])])
+def test_the_normal_is_right_in_long_and_skew_pixels(basis):
+    # The disc around such a pixel reaches beyond its neighbours.
+    angle, factor, pixels = 0.5, 15, 17
+    position = (np.arange(pixels * factor) + 0.5) / factor - pixels / 2
+    x, y = np.moveaxis(np.stack(np.meshgrid(position, position, indexing="ij"), axis=-1) @ basis, -1, 0)
+    fine = np.where(x * np.cos(angle) + y * np.sin(angle) < 0.1, 12.0, 1.0)[None]
+    tensor = effective_inverse_permittivity(fine, factor, basis * pixels)[0, pixels // 2, pixels // 2].numpy()
+    normal = np.linalg.eigh(tensor)[1][:, 1]
+    assert abs(normal @ (np.cos(angle), np.sin(angle))) > 0.999
+
+
 def test_normal_is_cartesian_on_a_hexagonal_lattice():
     basis = basis_vectors("hexagonal")
     # The long diagonal of the rhombus is a mirror of it: a normal along it must come out exactly.

@@ -6,7 +6,7 @@ import torch
 
 import data_gen
 from data_gen.lattices import basis_vectors
-from photonic_essl.metrics import empty_lattice, relative_error
+from photonic_essl.metrics import SCORED, empty_lattice, relative_error
 from photonic_essl.plane_waves import PlaneWaves
 from photonic_essl.regression import Regressor
 from photonic_essl.symmetry import lattice_symmetries
@@ -131,3 +131,12 @@ def test_other_polarizations_and_channels_are_refused():
         PlaneWaves(3.2, polarization="tem")
     with pytest.raises(ValueError, match="plane waves are of one channel, ε, got 2 channels"):
         Regressor("none", channels=2, plane_waves=3.2)
+
+
+def test_long_thin_cells_have_as_many_states_as_lie_in_range():
+    lattice = torch.tensor([(8.0, 0.0), (0.0, 0.125)])
+    x, y = (torch.cos(2 * torch.pi * torch.arange(points) / points) for points in (32, 8))
+    epsilon = 2 + 0.6 * x[:, None] + 0.2 * y
+    found = PlaneWaves(6.0, (32, 8), lattice)(epsilon[None, None])[0, SCORED].abs().sum()
+    whole = empty_lattice()[SCORED].sum()
+    assert found < 3e-4 * whole, "so little does the cell differ from a uniform one of its area (1.4e-4)"

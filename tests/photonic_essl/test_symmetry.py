@@ -91,6 +91,7 @@ def test_rectangular_cells_can_be_mirrored_but_not_turned():
         ("hexagon", (6, 6), SQUARE, r"does not map a cell with lattice vectors \(1, 0\) and \(0, 1\) onto itself"),
         ("translations/4", (6, 6), SQUARE, "divisible by 4, got 6 × 6"),
         ("mirrors", (6, 6), HEXAGONAL, "does not map a cell"),
+        ("square", (6, 6), torch.tensor([[0.01, 0.0], [0.0, 0.014]]), "does not map a cell"),
     ],
 )
 def test_groups_that_do_not_fit_are_refused(name, grid, lattice, message):
