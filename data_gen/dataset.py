@@ -214,6 +214,21 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def file_to_write(path: str | Path, ending: str) -> Path:
+    """Return the path of a file to write, once it is sure that it is one of its kind, and not a dataset or a model.
+
+    Raises:
+        FileNotFoundError: if there is no folder to write it to.
+        ValueError: if its name does not end so.
+    """
+    path = Path(path)
+    if path.suffix != ending:
+        raise ValueError(f"`out` must be a file whose name ends in {ending}, got {path}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to.")
+    return path
+
+
 @contextlib.contextmanager
 def replaced_when_complete(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success flush it to disk and rename it, on failure remove it.

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 from xarray.backends import H5NetCDFStore
 
-from data_gen.dataset import new_hdf5_file
+from data_gen.dataset import file_to_write, new_hdf5_file
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import make_network
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
@@ -70,7 +70,7 @@ def predict(
     Args:
         data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
             `(sample, x, y)`, which is taken to be of the model's lattice and polarization.
-        out: netCDF file to write.
+        out: netCDF file to write, whose name ends in .nc.
         model: folder of a regressor; one that comes with the package where not given.
         polarization: of the densities of states; that of the dataset file or of the model where not given, or else tm.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.
@@ -81,12 +81,10 @@ def predict(
 
     Raises:
         FileNotFoundError: if the model or the file is missing, or the folder to write to.
-        ValueError: if they are of another kind or do not fit each other, or `out` is `data`.
+        ValueError: if they are of another kind or do not fit each other, `out` does not end in .nc, or is `data`.
         OSError: if the file cannot be written; one that was there stays as it is.
     """
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} to.")
+    out = file_to_write(out, ".nc")
     if out.exists() and Path(data).exists() and out.samefile(data):
         raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from data_gen.dataset import replaced_when_complete
+from data_gen.dataset import file_to_write, replaced_when_complete
 from photonic_essl import gallery
 from photonic_essl.bands import widest_dos_gaps
 from photonic_essl.data import Cells, LabelledCells, load_cells
@@ -53,7 +53,7 @@ def report(
 
     Args:
         run: folder of a pre-training or a fine-tuning, or a folder of such folders, such as that of the demo.
-        out: HTML file to write.
+        out: HTML file to write, whose name ends in .html.
         data: dataset file of cells to predict, labelled unless the run is a pre-training; `test.h5` in `run` where not
             given, if there is one.
         cells: in the gallery, at most; 3 or more. Where the file has more, they are taken from all over the ranking.
@@ -62,12 +62,10 @@ def report(
 
     Raises:
         FileNotFoundError: if there is no run, no such file, or no folder to write to.
-        ValueError: if the data do not fit the models or are unlabelled, `cells` is less than 3, or the encoder of a
-            model is neither a preset nor `encoder`.
+        ValueError: if the data do not fit the models or are unlabelled, `cells` is less than 3, the encoder of a model
+            is neither a preset nor `encoder`, or `out` does not end in .html.
     """
-    out = Path(out)
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {out.parent} to write {out.name} to.")
+    out = file_to_write(out, ".html")
     runs = [_Run(folder, record) for folder, record in read_records(run).items()]
     if data is None and (Path(run) / TEST_FILE).is_file():
         data = Path(run) / TEST_FILE
