@@ -196,6 +196,8 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
         f"Regressor written to {run.folder}: {100 * error:.3g} % relative error on {len(validated_on)} validation "
         f"cells ({run.record['seconds']:.0f} s)."
     )
+    if not best.epoch:
+        print("No epoch was better on these than the start, which is kept: the model is as it was before training.")
     if not calibrated:
         print(
             f"It has no intervals: they need {FEWEST_CELLS} validation cells, labelled ones beyond `labels` or those "

@@ -281,3 +281,11 @@ def test_bad_files_are_refused(unlabelled, labelled, tmp_path):
     pretrain(wide, tmp_path / "encoder", epochs=1, batch_size=4, progress=False)
     with pytest.raises(ValueError, match=r"an encoder of a \(64, 64\) grid, the cells have \(32, 32\)"):
         finetune(labelled, tmp_path / "run", labels=3, pretrained=tmp_path / "encoder")
+
+
+def test_training_that_made_nothing_better_is_called_so(labelled, tmp_path, capsys):
+    finetune(labelled, tmp_path / "run", labels=10, **SMALL | {"learning_rate": 1000.0})
+    assert read_record(tmp_path / "run" / "run.json")["results"]["best_epoch"] == 0
+    assert "the model is as it was before training" in capsys.readouterr().out
+    finetune(labelled, tmp_path / "other", labels=10, recipe="supervised", **SMALL)
+    assert "before training" not in capsys.readouterr().out
