@@ -24,7 +24,7 @@ from data_gen.solvers.waves import StandingWaves, edge_waves
 
 # Relative error, in amplitude, to which the iterative inverse of K is carried: frequencies feel its square.
 _INVERSE_TOLERANCE = 0.05
-ELONGATED = 1.1  # ratio of lengths
+_ELONGATED = 1.1  # ratio of lengths
 
 Fields = Complex128[torch.Tensor, "sample k mode x y"]
 PerMode = Float64[torch.Tensor, "sample k mode"]
@@ -66,7 +66,7 @@ class Grid:
         while True:  # Lagrange and Gauss
             long = long - np.rint(long @ short / (short @ short)) * short
             if long @ long >= short @ short * (1 - 1e-9):
-                return bool(np.linalg.norm(long) > ELONGATED * np.linalg.norm(short))
+                return bool(np.linalg.norm(long) > _ELONGATED * np.linalg.norm(short))
             short, long = long, short
 
     def standing_waves(self, count: int) -> StandingWaves:
