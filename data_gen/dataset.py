@@ -214,18 +214,19 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
-def file_to_write(path: str | Path, ending: str) -> Path:
+def file_to_write(path: str | Path, *endings: str) -> Path:
     """Return the path of a file to write, once it is sure that it is one of its kind, and not a dataset or a model.
 
     Raises:
         FileNotFoundError: if there is no folder to write it to.
-        ValueError: if its name does not end so.
+        ValueError: if its name has none of these endings, in capitals or not.
     """
     path = Path(path)
-    if path.suffix != ending:
-        raise ValueError(f"`out` must be a file whose name ends in {ending}, got {path}.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to.")
+    if path.suffix.lower() not in endings:
+        kinds = endings[0] if len(endings) == 1 else f"one of {', '.join(endings)}"
+        raise ValueError(f"`out` must end in {kinds}, got {path}.")
     return path
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from data_gen.dataset import STATUS_FAILED, VARIABLES, open_dataset
+from data_gen.dataset import STATUS_FAILED, VARIABLES, file_to_write, open_dataset
 
 if TYPE_CHECKING:  # drawing is seldom asked for, and matplotlib slow to import
     from matplotlib.axes import Axes
@@ -61,10 +61,7 @@ def preview(file: Path, /, *, out: Path, cells: int = 12) -> None:
     """
     if cells < 1:
         raise ValueError(f"`cells` must be at least 1, got {cells}")
-    if not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(out).parent} to write {Path(out).name} to.")
-    if Path(out).suffix.lower() not in PICTURES:
-        raise ValueError(f"`out` must end in one of {', '.join(PICTURES)}, got {out}")
+    out = file_to_write(out, *PICTURES)
     with open_dataset(file) as dataset:
         shown = dataset.isel(sample=slice(0, cells)).load()
     _sheet(shown, Path(file).name).savefig(out, dpi=110)

@@ -29,7 +29,7 @@ def calibrated(tmp_path_factory):
 def test_data_are_not_written_over(finished, labelled, tmp_path):
     file, other = (shutil.copy(labelled, tmp_path / name) for name in ("cells.nc", "others.h5"))
     before = file.read_bytes()
-    with pytest.raises(ValueError, match=r"`out` must be a file whose name ends in \.nc, got .*others\.h5"):
+    with pytest.raises(ValueError, match=r"`out` must end in \.nc, got .*others\.h5"):
         predict(file, other, finished)
     with pytest.raises(ValueError, match="`out` must be another file than `data`"):
         predict(file, file, finished)

@@ -185,7 +185,7 @@ def test_bad_input_is_one_line(folder, unlabelled, tmp_path, capsys):
     out = tmp_path / "a.html"
     assert "holds none: there is no run.json" in refused("--run", tmp_path, "--out", out)
     assert "there is no folder" in refused("--run", folder, "--out", tmp_path / "no" / "a.html")
-    assert "ends in .html" in refused("--run", folder, "--out", unlabelled)
+    assert "must end in .html" in refused("--run", folder, "--out", unlabelled)
     assert "is unlabelled" in refused("--run", folder, "--out", out, "--data", unlabelled)
     assert "must be at least 3" in refused("--run", folder, "--out", out, "--cells", 2)
     (tmp_path / "run.json").write_text("{")
