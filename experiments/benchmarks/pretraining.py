@@ -5,9 +5,10 @@
 On the CPU, light encoder, E-SimCLR: the share of augmentation in a step, the whole step over a bare forward and
 backward pass of the same network on the same tensors, peak memory, and step time over batch size and encoder width. On
 a GPU, where there is one, published encoder: cells per second over those of the same step written naively (float32,
-cells transformed one by one on the host), memory, and the whole published pre-training. The naive step is timed twice:
-with products in float32, and with those of convolutions rounded to TensorFloat-32, as torch does if it is not told
-otherwise. Each part is written as soon as it is known, to experiments/results/pretraining.json.
+cells transformed one by one on the host), the same with a compiled encoder, memory, and the whole published
+pre-training. The naive step is timed twice: with products in float32, and with those of convolutions rounded to
+TensorFloat-32, as torch does if it is not told otherwise. Each part is written as soon as it is known, to
+experiments/results/pretraining.json.
 """
 
 import argparse
@@ -242,12 +243,13 @@ def table(results: dict) -> str:
             ("GPU: the same, TensorFloat-32", f"{step['speed_over_naive_tensorfloat']:.1f}", "", ""),
             ("GPU: peak memory", f"{step['peak_memory_gibibytes']:.2f} GiB", "≤ 8 GiB", "≤ 4 GiB"),
         ]
+    if "gpu_compiled" in results:
+        speed = results["gpu_compiled"]["speed_over_naive"]
+        rows.append(("GPU: cells per second ÷ naive step, compiled", f"{speed:.1f}", "", ""))
     if "gpu_run" in results:
         seconds = results["gpu_run"]["published_pretraining_seconds"]
         rows.append(("GPU: published pre-training", f"{seconds:.0f} s", "≤ 360 s", "≤ 120 s"))
-    if "gpu_compiled" in results:
-        rows.append(("GPU: the same, compiled", f"{results['gpu_compiled']['speed_over_naive']:.1f}", "", ""))
-    return "\n".join(f"{row[0]:40s}{row[1]:>12s}{row[2]:>12s}{row[3]:>12s}" for row in rows)
+    return "\n".join(f"{row[0]:46s}{row[1]:>12s}{row[2]:>12s}{row[3]:>12s}" for row in rows)
 
 
 def in_a_process_of_its_own(part: str) -> dict:
