@@ -16,6 +16,7 @@ from torch.nn import functional
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import DivergenceError, Encoder, own_network
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
 from photonic_essl.metrics import relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
@@ -75,8 +76,8 @@ def finetune(
         out: folder to write: the model, its settings, logs and checkpoint.
         labels: number of cells to train on. Those of a smaller number are among those of a larger one.
         pretrained: folder of a pre-trained encoder, or of a regressor, to start from; without it all weights are new.
-        validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on (500 at
-            most, the same whatever the number of labels as long as that leaves so many).
+        validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on, nor were
+            by `pretrained` (500 at most, the same whatever the number of labels as long as that leaves so many).
         recipe: name of a recipe with settings for regression: few-labels, which starts from a first approximation by
             plane waves, or supervised, from images alone, as published. What follows overrides it.
         encoder: light, paper or paper-circular, your own as `module:factory`, or none, for a network that sees the
@@ -112,8 +113,9 @@ def finetune(
     """
     cells = load_cells(data, labelled=True)
     others = None if validation is None else load_cells(validation, labelled=True)
-    trained_on, validated_on = split(cells, labels, label_seed, others)
     start = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
+    known = start.known if isinstance(start, Regressor) else KnownCells()
+    trained_on, validated_on = split(cells, labels, label_seed, others, known)
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -157,6 +159,8 @@ def finetune(
     regressor = new_regressor(name, cells.grid, seed, **shape, invariance=augmentation.name, **physics)
     if start:
         copy_weights(start, regressor)
+    for use, part in ((TRAINED_ON, trained_on), (VALIDATED_ON, validated_on)):
+        regressor.known.add(use, torch.cat([known.get_buffer(use), cell_hashes(part.epsilon)]))
     warn_of_labels_of_others(regressor, trained_on)
     if compile:
         regressor.encoder.compile()
@@ -232,7 +236,11 @@ def regression_recipe(name: str, encoder: str) -> dict[str, Any]:
 
 
 def split(
-    cells: LabelledCells, labels: int, label_seed: int = 0, validation: LabelledCells | None = None
+    cells: LabelledCells,
+    labels: int,
+    label_seed: int = 0,
+    validation: LabelledCells | None = None,
+    known: KnownCells | None = None,
 ) -> tuple[LabelledCells, LabelledCells]:
     """Draw the cells to train on, and those to validate on.
 
@@ -241,40 +249,48 @@ def split(
         labels: how many to train on; those of a smaller number are among those of a larger one.
         label_seed: of the draw.
         validation: cells to validate on; others of `cells` where not given, 500 at most.
+        known: to the model that training starts from; those that it was trained on are not validated on.
 
     Returns:
         Cells to train on, cells to validate on; they share none.
 
     Raises:
         ValueError: if `labels` is less than 1, more than there are, or leaves none to validate on; if the cells to
-            validate on are of another grid, lattice or polarization, or among those to train on.
+            validate on are of another grid, lattice or polarization, or were trained on, here or before.
     """
+    known = known or KnownCells()
     if not 1 <= labels <= len(cells):
         raise ValueError(f"`labels` must be from 1 to the {len(cells)} labelled cells there are, got {labels}.")
     order = np.random.default_rng(derived_seed(label_seed, _LABELS)).permutation(len(cells))
     if validation is None:
-        if labels == len(cells):
+        rest = order[labels:]
+        rest = rest[~known.among(TRAINED_ON, cells.epsilon[rest]).numpy()]
+        if not len(rest):
             raise ValueError(
-                f"`labels` {labels} leaves none of the {len(cells)} labelled cells to validate on; ask for fewer, or "
-                "give a validation file."
+                f"`labels` {labels} leaves none of the {len(cells)} labelled cells to validate on that was not trained "
+                "on; ask for fewer, or give a validation file."
             )
-        validation = cells.subset(order[max(labels, len(cells) - VALIDATION_CELLS) :])
+        validation = cells.subset(rest[-VALIDATION_CELLS:])
     trained_on = cells.subset(order[:labels])
-    check_validation(trained_on, validation)
+    check_validation(trained_on, validation, known)
     return trained_on, validation
 
 
-def check_validation(trained_on: Cells, validation: Cells) -> None:
-    """Refuse cells to validate on that are of another kind than those trained on, or among them; raises ValueError."""
+def check_validation(trained_on: Cells, validation: Cells, known: KnownCells) -> None:
+    """Refuse cells to validate on that are of another kind than those trained on, or were trained on themselves.
+
+    Raises:
+        ValueError: if they are, naming what differs, or how many.
+    """
     both = (trained_on, validation)
     kinds = [(part.grid, part.lattice.tolist(), part.attributes["polarization"]) for part in both]
     if kinds[0] != kinds[1]:
         names = "grid, lattice vectors and polarization"
         raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")
-    if shared := set.intersection(*({cell.numpy().tobytes() for cell in part.epsilon} for part in both)):
-        raise ValueError(
-            f"{len(shared)} of the cells to validate on are among those to train on; each must be there once."
-        )
+    if shared := int(torch.isin(*(cell_hashes(part.epsilon) for part in reversed(both))).sum()):
+        raise ValueError(f"{shared} of the cells to validate on are among those to train on; each must be there once.")
+    if seen := int(known.among(TRAINED_ON, validation.epsilon).sum()):
+        raise ValueError(f"{seen} of the cells to validate on are among those that `pretrained` was trained on.")
 
 
 def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:

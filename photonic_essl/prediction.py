@@ -13,8 +13,8 @@ from xarray.backends import H5NetCDFStore
 from data_gen.dataset import file_to_write, new_hdf5_file
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import make_network
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
-from photonic_essl.records import read_record
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.saving import weights_fingerprint
 
@@ -35,13 +35,12 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
 
     Warns:
-        UserWarning: if the model was trained or validated on cells of this file.
+        UserWarning: if the model was trained or validated on cells of this file, itself or where it started from.
     """
     cells = load_cells(data, labelled=True)
     regressor = _load(model, encoder, cells.grid, cells.attributes["polarization"])
     regressor.check_physics(cells.attributes["polarization"], cells.lattice)
-    if model is not None:
-        _warn_of_known_cells(Path(model), cells)
+    warn_of_known_cells(regressor, cells)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
     errors = relative_errors(predicted["dos"], cells.dos)
     print(
@@ -122,6 +121,19 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
     return compared
 
 
+def warn_of_known_cells(regressor: Regressor, cells: Cells) -> None:
+    """Warn where a model is to be measured on cells whose labels it was made with."""
+    trained_on, validated_on = (
+        int(regressor.known.among(use, cells.epsilon).sum()) for use in (TRAINED_ON, VALIDATED_ON)
+    )
+    if trained_on or validated_on:
+        warnings.warn(
+            f"of these {len(cells)} cells the model was trained on {trained_on} and validated or calibrated on "
+            f"{validated_on}: they say little of others.",
+            stacklevel=3,
+        )
+
+
 def predictions(regressor: Regressor, epsilon: np.ndarray) -> xr.Dataset:
     """Return predictions as `Regressor.predict_interval`, without bounds where the model has not been calibrated."""
     if regressor.calibration.done:
@@ -133,16 +145,6 @@ def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...], 
     """Load a regressor, building the network of the user's own that its encoder may need."""
     network = None if encoder is None else make_network(encoder, 1, grid)
     return load_regressor(model, network, polarization=polarization or "tm")
-
-
-def _warn_of_known_cells(model: Path, cells: Cells) -> None:
-    """Warn if the file is one that the model's run took its cells from."""
-    if not (model / "run.json").exists():
-        return
-    settings = read_record(model / "run.json")["settings"]
-    for name, use in (("data", "trained on"), ("validation", "validated on")):
-        if settings.get(name) == cells.fingerprint:
-            warnings.warn(f"the model was {use} cells of this file: they say little of others.", stacklevel=3)
 
 
 def _in_words(lattice: Tensor) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
+from photonic_essl.known_cells import VALIDATED_ON, KnownCells, cell_hashes
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.progress import with_progress
@@ -102,6 +103,7 @@ class Regressor(
             for parameter in self.head[-1].parameters():
                 nn.init.zeros_(parameter)
         self.calibration = Calibration(PREDICTED)
+        self.known = KnownCells()
         self.register_buffer("kernel", gaussian_kernel(smoothing) if smoothing else None, persistent=False)
         self.register_buffer("thereabouts", gaussian_kernel(THEREABOUTS), persistent=False)
         self.register_buffer("empty_lattice", torch.tensor(empty_lattice()[:PREDICTED]).float(), persistent=False)
@@ -225,7 +227,8 @@ class Regressor(
         Raises:
             ValueError: as for `predict`; if there are fewer cells, or not as many true densities of states.
         """
-        mean, spread = self.mean_and_spread(self._checked(epsilon), batch_size)
+        cells = self._checked(epsilon)
+        mean, spread = self.mean_and_spread(cells, batch_size)
         true = torch.as_tensor(np.asarray(dos, dtype=np.float32))[..., :PREDICTED]
         if true.shape != mean.shape:
             raise ValueError(
@@ -233,6 +236,7 @@ class Regressor(
                 f"got {np.shape(dos)}."
             )
         self.calibration.fit((mean - true).abs(), spread, self.difficulty(mean))
+        self.known.add(VALIDATED_ON, cell_hashes(cells))
         return dos_array(mean.numpy())
 
     def predicted(

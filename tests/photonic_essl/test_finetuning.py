@@ -223,7 +223,7 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
     [
         ({"labels": 21}, "`labels` must be from 1 to the 20 labelled cells there are, got 21"),
         ({"labels": 0}, "`labels` must be from 1 to"),
-        ({"labels": 20}, "leaves none of the 20 labelled cells to validate on"),
+        ({"labels": 20}, "leaves none of the 20 labelled cells to validate on that was not trained on"),
         ({"recipe": "magic"}, "unknown recipe 'magic'"),
         ({"recipe": "simclr"}, "the recipe 'simclr' is for pre-training"),
         ({"encoder": "tiny"}, "unknown encoder 'tiny'"),

@@ -225,12 +225,6 @@ def test_cells_of_a_file_are_refused_by_a_model_of_another_lattice(calibrated, t
         assert model.predict(cells["epsilon"].values).shape == (60, 400)  # an array says nothing of itself
 
 
-def test_cells_that_a_model_knows_are_called_so(labelled, tmp_path):
-    finetune(labelled, tmp_path / "model", labels=10, **SMALL)
-    with pytest.warns(UserWarning, match="the model was trained on cells of this file"):
-        evaluate(labelled, tmp_path / "model")
-
-
 def test_named_dimensions_say_where_x_and_y_are(finished, tmp_path):
     model, epsilon = load_regressor(finished), open_dataset(write_cells(tmp_path / "cells.nc", 3))["epsilon"]
     predicted = model.predict(epsilon)

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from data_gen.unit_cells import unit_cell_family
+from photonic_essl.data import load_cells
+from photonic_essl.finetuning import finetune, split
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
+from photonic_essl.prediction import evaluate
+from photonic_essl.regression import load_regressor
+from photonic_essl.reporting import report
+
+from .conftest import SMALL, write_cells
+
+
+def part_of(path, rows, out):
+    with xr.load_dataset(path) as cells:
+        cells.isel(sample=rows).to_netcdf(out, engine="h5netcdf")
+    return out
+
+
+def numbers(known, use, cells):
+    return set(np.flatnonzero(known.among(use, cells.epsilon)))
+
+
+def test_cells_are_told_apart_by_their_pixels(cells):
+    hashes = cell_hashes(cells.epsilon)
+    assert len(hashes.unique()) == len(cells)
+    torch.testing.assert_close(cell_hashes(cells.epsilon.double().flip(0)), hashes.flip(0))
+    changed = cells.epsilon.clone()
+    changed[3, 0, 5, 7] += 1e-5
+    assert (cell_hashes(changed) != hashes).nonzero().flatten().tolist() == [3]
+
+
+def test_a_model_knows_what_it_was_made_with_wherever_it_goes(finished, cells, tmp_path):
+    trained_on, validated_on = split(cells, 10)
+    load_regressor(finished).save_pretrained(tmp_path / "elsewhere")
+    known = load_regressor(tmp_path / "elsewhere").known
+    assert known.among(TRAINED_ON, trained_on.epsilon).all()
+    assert known.among(VALIDATED_ON, validated_on.epsilon).all()
+    assert len(numbers(known, TRAINED_ON, cells)) == len(numbers(known, VALIDATED_ON, cells)) == 10
+
+
+def test_measuring_a_model_on_cells_that_it_knows_is_warned_of(finished, labelled, cells, tmp_path, recwarn):
+    known = load_regressor(finished).known
+    trained_on, validated_on = (sorted(numbers(known, use, cells)) for use in (TRAINED_ON, VALIDATED_ON))
+    mixed = part_of(labelled, [*trained_on[:2], *validated_on[:3]], tmp_path / "mixed.nc")
+    message = "of these 5 cells the model was trained on 2 and validated or calibrated on 3"
+    with pytest.warns(UserWarning, match=message):
+        evaluate(mixed, finished)
+    with pytest.warns(UserWarning, match=message):
+        report(finished, out=tmp_path / "report.html", data=mixed)
+    recwarn.clear()
+    evaluate(write_cells(tmp_path / "new.nc", 5, seed=11), finished)
+    assert not [one for one in recwarn if "the model was trained on" in str(one.message)]
+
+
+def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cells, tmp_path):
+    before = load_regressor(finished).known
+    again = finetune(labelled, tmp_path / "again", labels=4, label_seed=1, pretrained=finished, **SMALL)
+    first = numbers(before, TRAINED_ON, cells)
+    new = set(np.flatnonzero(torch.isin(cell_hashes(cells.epsilon), cell_hashes(split(cells, 4, 1)[0].epsilon))))
+    assert new - first, "it is trained on cells that its start was not"
+    assert numbers(again.known, TRAINED_ON, cells) == first | new
+    validated = numbers(again.known, VALIDATED_ON, cells)
+    assert validated >= set(range(20)) - first - new
+    assert not (validated - numbers(before, VALIDATED_ON, cells)) & first
+    with pytest.raises(ValueError, match="leaves none of the 20 labelled cells to validate on that was not trained on"):
+        finetune(labelled, tmp_path / "all", labels=19, label_seed=3, pretrained=finished, **SMALL)
+    given = part_of(labelled, sorted(first - new)[:2], tmp_path / "given.nc")
+    with pytest.raises(ValueError, match="2 of the cells to validate on are among those that `pretrained` was trained"):
+        finetune(labelled, tmp_path / "g", labels=4, label_seed=1, validation=given, pretrained=finished, **SMALL)
+
+
+def test_what_intervals_were_calibrated_on_is_known(finished, tmp_path):
+    model = load_regressor(finished)
+    more = load_cells(write_cells(tmp_path / "more.nc", 60, seed=12), labelled=True)
+    model.calibrate(more.epsilon[:, 0], more.dos)
+    assert model.known.among(VALIDATED_ON, more.epsilon).all()
+
+
+@pytest.mark.parametrize("polarization", ["tm", "te"])
+def test_the_models_of_the_package_know_theirs(polarization):
+    known = load_regressor(polarization=polarization).known
+    for seed, use in ((7001, TRAINED_ON), (7002, VALIDATED_ON)):
+        fine = np.stack([unit_cell_family("gpm").draw(seed, index, 32).epsilon for index in range(3)])
+        pixels = torch.from_numpy(fine.reshape(3, 32, 9, 32, 9).mean((2, 4)).astype("f4"))[:, None]
+        assert known.among(use, pixels).all()
+
+
+def test_state_of_another_number_of_cells_is_taken_up(cells):
+    known, other = KnownCells(), KnownCells()
+    known.add(TRAINED_ON, cell_hashes(cells.epsilon))
+    other.load_state_dict(known.state_dict())
+    assert torch.equal(other.trained_on, known.trained_on)
+    with pytest.raises(RuntimeError, match="trained_on"):
+        other.load_state_dict(
+            {"trained_on": torch.zeros(2, 2, dtype=torch.long), "validated_on": torch.zeros(0).long()}
+        )
