@@ -69,10 +69,12 @@ def density_of_states(
         which points the computed bands cover: above, the density lacks states of bands that were not computed.
 
     Raises:
-        ValueError: if the wavevectors are not the n × n grid, an argument is out of its range, or no band rises above
-            zero frequency, of which "published" smoothing would be a fraction.
+        ValueError: if `bands` are none, or of other wavevectors than the n × n grid, an argument is out of its range,
+            or no band rises above zero frequency, of which "published" smoothing would be a fraction.
     """
     check_smoothing(smoothing)
+    if not isinstance(bands, xr.Dataset) or not {"frequency", "group_velocity", "wavevector"} <= set(bands.variables):
+        raise ValueError(f"`bands` must be the Dataset that `solve` gives, got {type(bands).__name__}.")
     frequency = scaled_frequencies() if frequency is None else np.asarray(frequency, dtype=np.float64)
     listed = frequency.ndim == 1 and frequency.size and np.isfinite(frequency).all()
     if not listed or frequency[0] < 0 or frequency[-1] > HIGHEST_FREQUENCY or (np.diff(frequency) <= 0).any():

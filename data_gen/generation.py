@@ -40,6 +40,7 @@ from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
 from data_gen.workers import keep_freed_memory, one_thread, run_chunks
 
+_USUAL = asdict(LabelSettings())
 CELLS_PER_CHUNK = {"mpb": 1, "rbme": 32, "unlabelled": 512}
 
 
@@ -158,7 +159,7 @@ def generate(
         accuracy: largest distance of a label from the k → ∞ limit, relative error.
         bands: number of bands; where not given, as many as the label needs (10 with `keep_bands`).
         smoothing: standard deviation of the Gaussian in scaled frequency, or "published" for the published program's.
-        unlabelled: write cells only.
+        unlabelled: write cells only, which takes no settings of labels.
         keep_bands: store frequencies and group velocities too; needs `k_points`.
         workers: worker processes on this machine; one for each core where not given.
         scheduler: address of a running dask scheduler, whose workers then do the work.
@@ -168,11 +169,13 @@ def generate(
         RuntimeError: if cells failed; the file is there and its `status` says which.
         OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
     """
-    if keep_bands and bands is None:
+    if keep_bands and not unlabelled and bands is None:
         bands = BANDS
     if isinstance(smoothing, numbers.Real):
         smoothing = float(smoothing)  # of numpy's, which a file's record would not hold
     labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
+    if unlabelled and (unused := [name for name, value in asdict(labels).items() if value != _USUAL[name]]):
+        raise ValueError(f"`unlabelled` cells have no use for {', '.join(f'`{name}`' for name in unused)}")
     plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels, plane_group, cutoff)
     plan.check()
     if workers is not None and workers < 1:

@@ -1,6 +1,7 @@
 """From permittivity to labels: bands, density of states, and how far that is from the k → ∞ limit."""
 
 import functools
+import numbers
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ class LabelSettings:
             )
         if self.bands is not None and not (is_whole(self.bands) and self.bands >= 1):
             raise ValueError(f"`bands` must be a whole number, at least 1, got {self.bands!r}.")
-        if not 1e-5 <= self.accuracy <= 0.1:
-            raise ValueError(f"`accuracy` must be from 1e-5 to 0.1, got {self.accuracy}.")
+        if not (isinstance(self.accuracy, numbers.Real) and 1e-5 <= self.accuracy <= 0.1):
+            raise ValueError(f"`accuracy` must be a number from 1e-5 to 0.1, got {self.accuracy!r}.")
 
 
 LabelOn = Callable[[torch.Tensor, int, int], dict[str, torch.Tensor]]

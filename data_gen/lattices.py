@@ -48,8 +48,9 @@ def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "
         basis = np.empty(0)
     if basis.shape == (4,):  # as files have it
         basis = basis.reshape(2, 2)
-    lengths = np.linalg.norm(basis, axis=-1)
-    if basis.shape != (2, 2) or not abs(np.linalg.det(basis)) > 1e-6 * lengths.prod() or not np.isfinite(basis).all():
+    shaped = basis if basis.shape == (2, 2) else np.zeros((2, 2))
+    lengths = np.linalg.norm(shaped, axis=-1)
+    if not abs(np.linalg.det(shaped)) > 1e-6 * lengths.prod() or not np.isfinite(shaped).all():
         raise ValueError(f"`lattice` must be two finite, independent vectors of shape (2, 2), got {lattice!r}.")
     if not (lengths.min() >= SHORTEST and lengths.max() <= LONGEST):
         raise ValueError(f"`lattice` must be in units of a, with vectors of length 0.01 to 100, got {lattice!r}.")

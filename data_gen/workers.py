@@ -10,7 +10,9 @@ import functools
 import itertools
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from data_gen.shards import Chunk
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 FAILURES_BEFORE_BISECTION = 1
 PATIENCE = "5 minutes"  # without a worker on this machine, which should start others for those that die
@@ -43,14 +45,16 @@ def run_chunks(
         fail: (index, message) → arrays that record that this cell failed.
         join: arrays of consecutive cells → arrays of all of them.
         chunks: what to compute.
-        workers: processes of a local cluster; one for each core where None. One works in this process.
+        workers: processes of a local cluster, at most; one for each core where None. For one, or for one chunk, there
+            is none: the work is done in this process.
         scheduler: address of an existing dask scheduler to use instead.
 
     Raises:
         ValueError: if there is no scheduler at that address.
         OSError: if all worker processes on this machine are gone, and none come after them.
+        RuntimeError: if none can be started.
     """
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = min(workers or len(os.sched_getaffinity(0)), len(chunks))
     if scheduler is None and workers == 1:
         for chunk in chunks:
             yield chunk, compute(*chunk)
@@ -109,7 +113,7 @@ def _run_on_dask(
 @contextlib.contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     settings = {
         "distributed.scheduler.allowed-failures": FAILURES_BEFORE_BISECTION,
@@ -121,19 +125,41 @@ def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         if scheduler is None:
-            scheduler = stack.enter_context(
-                LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    dashboard_address="127.0.0.1:0",  # a free port: none is fixed, for other runs have theirs
-                    silence_logs=logging.CRITICAL,
-                )
-            )
+            with _interrupts_held():
+                scheduler = stack.enter_context(_local_cluster(workers))
         try:
             client = stack.enter_context(Client(scheduler))
         except (OSError, ValueError, TimeoutError) as error:
             raise ValueError(f"no dask scheduler at {scheduler!r}: {error}") from None
         yield client
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back; threads and processes that are started here never see it, and end with what started them."""
+    resource_tracker.ensure_running()  # which lets interrupts through where it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _local_cluster(workers: int) -> "LocalCluster":
+    from distributed import LocalCluster
+
+    try:
+        return LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",  # a free port: none is fixed, for other runs have theirs
+            silence_logs=logging.CRITICAL,
+        )
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"worker processes cannot be started ({error}): they import the script that calls this anew, so that it "
+            "has to call it under `if __name__ == '__main__':`, or with `workers=1`"
+        ) from None
 
 
 @functools.cache

@@ -42,7 +42,13 @@ _SHUFFLE, _STEP = 0, 1
 
 
 def derived_seed(*parts: int) -> int:
-    """Return a seed below 2⁶³ that follows from the parts and is unrelated to that of any other parts."""
+    """Return a seed below 2⁶³ that follows from the parts and is unrelated to that of any other parts.
+
+    Raises:
+        ValueError: if a part is negative.
+    """
+    if min(parts) < 0:
+        raise ValueError(f"seeds must be at least 0, got {min(parts)}.")
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 

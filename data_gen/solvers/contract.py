@@ -145,8 +145,10 @@ def checked_cells(
         worst = cells[~(torch.isfinite(cells) & (cells > 0))][0].item()
         raise ValueError(f"`epsilon` must be positive and finite everywhere, got {worst}.")
     _, x, y = cells.shape
-    if resolution is not None and (resolution < 1 or x % resolution or y % (x // resolution)):
-        raise ValueError(f"`resolution` must divide the fine grid {x} x {y} by a whole factor, got {resolution}.")
+    if resolution is not None and (
+        not is_whole(resolution) or resolution < 1 or x % resolution or y % (x // resolution)
+    ):
+        raise ValueError(f"`resolution` must divide the fine grid {x} x {y} by a whole factor, got {resolution!r}.")
     factor = 1 if resolution is None else x // resolution
     plane_waves = (x // factor) * (y // factor)
     if not (is_whole(bands) and 1 <= bands <= plane_waves):

@@ -173,3 +173,9 @@ def test_wavevectors_off_the_grid_are_refused():
 def test_default_frequencies():
     frequency = scaled_frequencies()
     assert (len(frequency), frequency[0], frequency[-1]) == (500, 0.0, 1.2)
+
+
+@pytest.mark.parametrize("bands", [None, np.ones((9, 3)), xr.Dataset({"frequency": 1.0})])
+def test_what_is_no_bands_is_refused(bands):
+    with pytest.raises(ValueError, match="`bands` must be the Dataset that `solve` gives, got "):
+        density_of_states(bands, epsilon_mean=1.0)

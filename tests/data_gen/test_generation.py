@@ -115,6 +115,43 @@ def test_the_file_is_the_same_after_a_kill(tmp_path):
     assert not shards.exists()
 
 
+def test_an_interrupt_of_a_terminal_reaches_all_processes_and_is_one_line(tmp_path):
+    words = [
+        "generate",
+        "rods",
+        "--samples",
+        "3000",
+        "--resolution",
+        "16",
+        "--out",
+        tmp_path / "a.h5",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data_gen.cli", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and not list(tmp_path.glob("a.h5.part/*.shard")):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    written = process.communicate()[1].splitlines()
+    assert process.returncode == 130
+    assert [line for line in written if line and "cell/s" not in line] == [
+        "data-gen: interrupted; run the same command again to continue"
+    ]
+
+
+def test_a_script_that_processes_import_anew_is_told_so(tmp_path):
+    script = tmp_path / "script.py"
+    options = f"out={str(tmp_path / 'a.h5')!r}, samples=600, resolution=8, unlabelled=True, workers=2"
+    script.write_text(f"import data_gen\n\ndata_gen.generate('rods', {options})\n")
+    ended = subprocess.run(
+        [sys.executable, script], env=os.environ | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "has to call it under `if __name__ == '__main__':`" in ended.stderr.splitlines()[-1]
+
+
 def test_the_file_is_the_same_for_one_two_and_four_workers(tmp_path):
     kinds = {
         "labelled": {"samples": 100, "k_points": 5, "bands": 6, "resolution": 8},
@@ -298,8 +335,12 @@ def test_two_runs_at_once_are_refused(tmp_path):
             "`bands` must be at most 15 on this grid",
         ),
         (["blob", "--samples", 3, "--smoothing", "-1"], "`smoothing` must be"),
-        (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be from"),
+        (["blob", "--samples", 3, "--accuracy", "0"], "`accuracy` must be a number from"),
         (["blob", "--samples", 3, "--keep-bands"], "`keep_bands` needs"),
+        (
+            ["blob", "--samples", 3, "--unlabelled", "--k-points", 9, "--polarization", "te"],
+            "`unlabelled` cells have no use for `k_points`, `polarization`",
+        ),
         (["blob", "--samples", 3, "--workers", 0], "`workers` must be at least 1, got 0"),
         (["blob"], "samples"),
     ],

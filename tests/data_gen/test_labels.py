@@ -126,3 +126,16 @@ def test_bands_are_kept_on_one_grid_alone(monkeypatch):
     settings = LabelSettings(accuracy=0.1)
     with pytest.raises(ValueError, match="`keep_bands` needs `k_points`: one grid for every cell"):
         label_cells(torch.from_numpy(CELL)[None], np.eye(2), 8, settings, keep_bands=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resolution": "8"}, "`resolution` must divide the fine grid 72 x 72 by a whole factor, got '8'"),
+        ({"accuracy": "fine"}, "`accuracy` must be a number from 1e-5 to 0.1, got 'fine'"),
+        ({"lattice": 3}, r"`lattice` must be two finite, independent vectors of shape \(2, 2\), got 3"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        data_gen.label(CELL, **settings)
