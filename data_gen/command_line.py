@@ -12,13 +12,15 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, Literal, NoReturn, cast, get_args, get_origin
 
+import docstring_parser
 import jsonargparse
 
 Command = Callable[..., Any] | str
 Commands = Mapping[str, "Command | Commands"]
 _FOR_THE_USER_TO_MEND = (ValueError, OSError)
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
 def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def run(program: str, commands: Commands, argv: Sequence[str] | None = None) -> 
     try:
         name = _command_name(program, commands, arguments[:1])
         with _warnings_on_one_line(program):
-            _call(f"{program} {name}", program, _resolve(cast(Command, commands[name])), arguments[1:])
+            _call(f"{program} {name}", program, cast(Command, commands[name]), arguments[1:])
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
@@ -67,35 +69,50 @@ def _warnings_on_one_line(program: str) -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """Parser that spells options with dashes, booleans as flags, and errors on one line."""
+class _Formatter(argparse.HelpFormatter):
+    """Formatter that says after the help of an option what it is where not given."""
 
-    def __init__(self, *args: Any, program: str, parameters: Sequence[inspect.Parameter] = (), **kwargs: Any):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").removesuffix(".")
+        if action.required:
+            return f"{text} (required)"
+        untold = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        return text if untold else f"{text} (default: {action.default})"
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Parser that spells options with dashes, booleans as flags, types in words, and errors on one line."""
+
+    def __init__(self, *args: Any, program: str, **kwargs: Any):
         self.program = program
-        self.positional_names = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-        self.annotations = {p.name: inspect.formatannotation(p.annotation) for p in parameters}
+        self.spellings: dict[str, str] = {}
+        self.kinds: dict[str, str] = {}
+        self.needed: list[str] = []
+        kwargs.setdefault("formatter_class", _Formatter)
         super().__init__(*args, allow_abbrev=False, print_config=None, **kwargs)
 
-    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
-        if names[0].removeprefix("--") in self.positional_names:
-            kwargs.pop("required", None)
-            return super().add_argument(names[0].removeprefix("--"), **kwargs)
-        if kwargs.get("type") is bool:
-            kwargs.pop("type")
-            kwargs["action"] = argparse.BooleanOptionalAction
-        return super().add_argument(*(name.replace("_", "-") for name in names), **kwargs)
+    def add_parameter(self, parameter: inspect.Parameter, told: str | None) -> None:
+        """Add what gives a parameter of a function, of which `told` is said."""
+        kind, options = parameter.annotation, dict[str, Any](help=(told or "").replace("%", "%%"))
+        options |= {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        spelling = parameter.name
+        if parameter.kind is not parameter.POSITIONAL_ONLY:
+            spelling = "--" + spelling.replace("_", "-")
+            required = parameter.default is parameter.empty
+            options |= {"required": True} if required else {"default": parameter.default}
+        self.add_argument(spelling, **options)
+        self.spellings[parameter.name], self.kinds[parameter.name] = spelling, _in_words(kind)
+        if parameter.default is parameter.empty:
+            self.needed += [spelling] * spelling.startswith("--") + [parameter.name.upper()]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = _one_line(message)
         if refused := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', message):
             name, value = refused.groups()
-            message = f"`{self._spelling(name)}` must be {self.annotations[name]}, got {value!r}"
+            message = f"`{self.spellings[name]}` must be {self.kinds[name]}, got {value!r}"
         if missing := re.match(r"the following arguments are required: (.*)", message):
-            message = f"missing {', '.join(self._spelling(name) for name in missing[1].split(', '))}"
+            message = f"missing {', '.join(self.spellings.get(name, name) for name in missing[1].split(', '))}"
         self.exit(2, f"{self.program}: error: {message} (see `{self.prog} --help`)\n")
-
-    def _spelling(self, name: str) -> str:
-        return name if name in self.positional_names else "--" + name.replace("_", "-")
 
 
 def _command_name(program: str, commands: Commands, arguments: Sequence[str]) -> str:
@@ -118,12 +135,17 @@ def _command_name(program: str, commands: Commands, arguments: Sequence[str]) ->
     parser.error(f"no command given; the commands are {', '.join(commands)}")
 
 
-def _call(usage: str, program: str, function: Callable[..., Any], arguments: Sequence[str]) -> None:
-    parameters = list(inspect.signature(function).parameters.values())
-    parser = _Parser(prog=usage, program=program, parameters=parameters, description=_summary(function))
-    parser.add_function_arguments(function, as_group=False)
+def _call(usage: str, program: str, command: Command, arguments: Sequence[str]) -> None:
+    outline = _outline(command)
+    parameters = inspect.signature(outline).parameters.values()
+    told = {one.arg_name: one.description for one in docstring_parser.parse(inspect.getdoc(outline) or "").params}
+    parser = _Parser(prog=usage, program=program, description=_summary(command))
+    for parameter in parameters:
+        parser.add_parameter(parameter, told.get(parameter.name))
+    parser.usage = " ".join([usage, *parser.needed, "[options]"])
     values = parser.parse_args(arguments).as_dict()
-    function(*[values.pop(name) for name in parser.positional_names], **values)
+    positional = [values.pop(one.name) for one in parameters if one.kind is one.POSITIONAL_ONLY]
+    _resolve(command)(*positional, **values)
 
 
 def _resolve(command: Command) -> Callable[..., Any]:
@@ -136,16 +158,37 @@ def _resolve(command: Command) -> Callable[..., Any]:
 def _summary(command: Command | Commands) -> str:
     if isinstance(command, Mapping):
         return f"A group of commands: {', '.join(command)}."
+    return _first_paragraph(inspect.getdoc(_outline(command)))
+
+
+def _outline(command: Command) -> Callable[..., Any]:
+    """Return a function with a command's signature and docstring, that does nothing.
+
+    It is made from the source, as to import what a command needs takes many seconds.
+    """
     if callable(command):
-        return _first_paragraph(inspect.getdoc(command))
-    # Read from the source, as importing all commands to say what there is takes many seconds.
+        return command
     module, name = command.split(":")
     source = importlib.util.find_spec(module)
     if source is None or source.origin is None:
         raise ModuleNotFoundError(f"no module named {module!r}")
     tree = ast.parse(Path(source.origin).read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
-    return _first_paragraph(ast.get_docstring(function))
+    function.body, function.returns = function.body[:1], None
+    namespace: dict[str, Any] = {"Path": Path, "Literal": Literal}
+    exec(compile(ast.Module([function], []), source.origin, "exec"), namespace)
+    return namespace[name]
+
+
+def _in_words(kind: Any) -> str:
+    """Return what a user has to give for a parameter of this type."""
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        return "a list, such as [512, 512]"
+    if alternatives := [one for one in get_args(kind) if one is not type(None)]:
+        return " or ".join(dict.fromkeys(map(_in_words, alternatives)))
+    return _KINDS[kind]
 
 
 def _first_paragraph(text: str | None) -> str:

@@ -29,7 +29,7 @@ from data_gen.dataset import (
     package_commit,
     write_dataset,
 )
-from data_gen.dos import SMOOTHING, scaled_frequencies
+from data_gen.dos import scaled_frequencies
 from data_gen.labels import BANDS, LabelSettings, label_cells
 from data_gen.lattices import basis_vectors, wavevector_grid
 from data_gen.plane_groups import grid_point_group
@@ -133,7 +133,7 @@ def generate(
     k_points: int | None = None,
     accuracy: float = 5e-4,
     bands: int | None = None,
-    smoothing: float | Literal["published"] = SMOOTHING,
+    smoothing: float | Literal["published"] = 0.01,
     unlabelled: bool = False,
     keep_bands: bool = False,
     workers: int | None = None,

@@ -20,9 +20,10 @@ CONDA_NAMES = {
     "torch": "pytorch",
     "matplotlib": "matplotlib-base",
     "dask": "dask-core",
+    "docstring-parser": "docstring_parser",
     "playwright": "playwright-python",
 }
-ONLY_CONDA = {"python", "pymeep", "docstring_parser", "typeshed_client"}  # the last two: jsonargparse[signatures]
+ONLY_CONDA = {"python", "pymeep"}
 
 
 def split(requirement):

@@ -84,8 +84,8 @@ def test_options_are_the_functions_parameters_with_dashes():
         (("generate", "blob"), "missing --out"),
         (("generate", "--out", "x"), "missing family"),
         (("generate", "blob", "--out", "x", "--samples", "0"), "`samples` must be at least 1, got 0."),
-        (("generate", "blob", "--out", "x", "--samples", "many"), "`--samples` must be int, got 'many'"),
-        (("generate", "blob", "--out", "x", "--k-points", "a"), "`--k-points` must be int | None, got 'a'"),
+        (("generate", "blob", "--out", "x", "--samples", "many"), "`--samples` must be a whole number, got 'many'"),
+        (("generate", "blob", "--out", "x", "--k-points", "a"), "`--k-points` must be a whole number, got 'a'"),
         (("generate", "blob", "--out", "x", "--colour", "red"), "unrecognized arguments: --colour red"),
     ],
 )

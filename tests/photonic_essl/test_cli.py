@@ -1,3 +1,5 @@
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -6,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import data_gen.cli
+from data_gen.command_line import run
 from photonic_essl import cli
+from photonic_essl.cli import COMMANDS
 
 
 def call(capsys, monkeypatch, *arguments):
@@ -34,15 +39,42 @@ def test_the_main_job_by_commands(unlabelled, labelled, tmp_path, capsys, monkey
     assert predicted.exists()
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "evaluate", "predict"])
-def test_help_explains_every_option(name, capsys, monkeypatch):
-    status, out, _ = call(capsys, monkeypatch, name, "--help")
-    assert status == 0
-    options = set(re.findall(r"^  (--[\w-]+)", out, re.MULTILINE))
-    assert "--data" in options
-    assert not [option for option in options if "_" in option]
-    for line in re.split(r"\n  (?=-)", out.split("options:")[1])[1:]:
-        assert re.search(r"[a-z]{3}.*\(|[a-z]{3}.*and exit", line.split(maxsplit=2)[-1], re.DOTALL), line
+COMMANDS_OF = {
+    ("data-gen",): data_gen.cli.COMMANDS,
+    ("photonic-essl",): {name: command for name, command in COMMANDS.items() if name != "vision"},
+    ("photonic-essl", "vision"): COMMANDS["vision"],
+}
+ALL_COMMANDS = {
+    (*words, name): command for words, commands in COMMANDS_OF.items() for name, command in commands.items()
+}
+
+
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
+def test_help_explains_every_parameter_of_the_function(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    module, name = ALL_COMMANDS[words].split(":")
+    with pytest.raises(SystemExit) as stop:
+        run(words[0], data_gen.cli.COMMANDS if words[0] == "data-gen" else COMMANDS, [*words[1:], "--help"])
+    assert stop.value.code == 0
+    shown = re.sub(r"\n {10,}", "  ", capsys.readouterr().out)  # long options have a line of their own
+    option = re.compile(r"^  (?:--)?([\w-]+)(?:, --no-[\w-]+)?(?: [A-Z_]+| {[\w,]+})? {2,}(\w.*)$", re.MULTILINE)
+    explained = {name.replace("-", "_"): told for name, told in option.findall(shown)}
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    assert set(parameters) <= set(explained)
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty:
+            assert explained[parameter.name].endswith("(required)")
+        elif parameter.default is not None and parameter.default is not False:
+            assert explained[parameter.name].endswith(f"(default: {parameter.default})")
+
+
+def test_help_and_what_does_not_parse_load_no_torch():
+    program = str(Path(sys.executable).with_name("photonic-essl"))
+    timed = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}  # writes a line for each module that is imported
+    for words, status in ((["finetune", "--help"], 0), (["pretrain", "--data", "a", "--epochs", "many"], 2)):
+        done = subprocess.run([program, *words], capture_output=True, text=True, check=False, env=timed)
+        assert done.returncode == status
+        assert "torch" not in {line.split()[-1] for line in done.stderr.splitlines() if "import time:" in line}
 
 
 def test_a_mistake_is_one_line_and_status_2_and_does_not_wait_for_lightning(unlabelled, tmp_path):
