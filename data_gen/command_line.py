@@ -81,7 +81,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(jsonargparse.ArgumentParser):
-    """Parser that spells options with dashes, booleans as flags, types in words, and errors on one line."""
+    """Parser that spells options with dashes, booleans as flags, lists as several words, and errors on one line."""
 
     def __init__(self, *args: Any, program: str, **kwargs: Any):
         self.program = program
@@ -94,9 +94,16 @@ class _Parser(jsonargparse.ArgumentParser):
     def add_parameter(self, parameter: inspect.Parameter, told: str | None) -> None:
         """Add what gives a parameter of a function, of which `told` is said."""
         kind, options = parameter.annotation, dict[str, Any](help=(told or "").replace("%", "%%"))
-        options |= {"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif items := next((get_args(one) for one in get_args(kind) if get_origin(one) is list), None):
+            options |= {"type": items[0], "nargs": "+"}
+        else:
+            options["type"] = kind
         spelling = parameter.name
         if parameter.kind is not parameter.POSITIONAL_ONLY:
+            if kind is not bool and get_origin(kind) is not Literal:
+                options["metavar"] = spelling.upper()
             spelling = "--" + spelling.replace("_", "-")
             required = parameter.default is parameter.empty
             options |= {"required": True} if required else {"default": parameter.default}
@@ -107,7 +114,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = _one_line(message)
-        if refused := re.match(r'Parser key "(\w+)": .*(?:Got|Given) value: (.*)', message):
+        if refused := re.match(r'Parser key "(\w+)"(?: element \d+)?: .*(?:Got|Given) value: (.*)', message):
             name, value = refused.groups()
             message = f"`{self.spellings[name]}` must be {self.kinds[name]}, got {value!r}"
         if missing := re.match(r"the following arguments are required: (.*)", message):
@@ -185,7 +192,7 @@ def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return "a list, such as [512, 512]"
+        return f"{_in_words(*get_args(kind))}, or several"
     if alternatives := [one for one in get_args(kind) if one is not type(None)]:
         return " or ".join(dict.fromkeys(map(_in_words, alternatives)))
     return _KINDS[kind]

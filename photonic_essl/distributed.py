@@ -22,11 +22,16 @@ def own_part(batch: int) -> slice:
     Raises:
         ValueError: if the batch cannot be shared equally.
     """
-    if batch % processes():
-        raise ValueError(f"a batch of {batch} cells cannot be shared equally by {processes()} processes.")
+    check_shared(batch, processes())
     own = batch // processes()
     rank = torch.distributed.get_rank() if processes() > 1 else 0
     return slice(rank * own, (rank + 1) * own)
+
+
+def check_shared(batch: int, number: int) -> None:
+    """Refuse a batch that so many processes cannot share equally; raises `ValueError`."""
+    if number > 1 and batch % number:
+        raise ValueError(f"a batch of {batch} cannot be shared equally by {number} processes.")
 
 
 class _Sum(torch.autograd.Function):

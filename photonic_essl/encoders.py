@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from photonic_essl.convolutions import PeriodicConvolution, WindowConvolution
-from photonic_essl.saving import MODEL_CARD, SavedModel
+from photonic_essl.saving import MODEL_CARD, SavedModel, one_line
 from photonic_essl.standardisation import PERMITTIVITY_RANGE, FixedRange, ScaleFree
 
 
@@ -180,7 +180,7 @@ def make_network(
         A module from `(batch, channel, x, y)` to `(batch, features)`.
 
     Raises:
-        ValueError: if there is no such preset or factory, or the grid does not suit it.
+        ValueError: if there is no such preset or factory, it fails, or the grid does not suit it.
     """
     if name in presets:
         return presets[name](channels, tuple(grid))
@@ -191,9 +191,9 @@ def make_network(
         sys.path.insert(0, here)
     try:
         make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"no encoder {name!r}: {error}.") from error
-    network = make(channels, tuple(grid)) if callable(make) else None
+        network = make(channels, tuple(grid)) if callable(make) else None
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"the encoder {name!r} cannot be built: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"the encoder {name!r} must be a function that returns a `torch.nn.Module`, got {make!r}.")
     return network
@@ -264,8 +264,15 @@ class Encoder(
         return self.channels * self.standardise.copies
 
     def _features(self) -> int:
-        with evaluating(self.network):
-            representation = self.network(torch.zeros(2, self.seen, *self.grid))
+        cells = torch.zeros(2, self.seen, *self.grid)
+        try:
+            with evaluating(self.network):
+                representation = self.network(cells)
+        except Exception as error:  # whatever the user's code raises
+            raise ValueError(
+                f"the encoder `{self.name}` cannot be applied to cells of shape {tuple(cells.shape)}: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
         if representation.ndim != 2:
             raise ValueError(
                 f"the encoder `{self.name}` must return (batch, features), got {tuple(representation.shape)}."
@@ -300,10 +307,14 @@ def representations(encoder: nn.Module, batches: Iterable[Tensor]) -> Float[Tens
         # Forward, not a call: what was compiled for the batches of training would be compiled anew for these.
         found = torch.cat([encoder.forward(batch.to(weight)).cpu() for batch in batches])
     if not torch.isfinite(found).all():
-        raise DivergenceError(
-            "the encoder's representations are not finite: it has diverged. Try a lower learning rate."
-        )
+        raise DivergenceError("the encoder's representations are not finite: it has diverged")
     return found
+
+
+def check_widths(name: str, widths: Sequence[int]) -> None:
+    """Refuse widths of layers that are not positive, or none; raises `ValueError`."""
+    if not len(widths) or min(widths) < 1:
+        raise ValueError(f"`{name}` must be widths of layers, at least 1 each, got {list(widths)}.")
 
 
 def multilayer(widths: Sequence[int], normalise: bool) -> nn.Sequential:

@@ -53,11 +53,14 @@ def finetune(
     invariance: str | None = None,
     smoothing: float | None = None,
     plane_waves: float | None = None,
+    head: list[int] | None = None,
     loss: str | None = None,
     epochs: int | None = None,
+    minimum_steps: int | None = None,
     batch_size: int | None = None,
     optimizer: str | None = None,
     learning_rate: float | None = None,
+    cosine: bool | None = None,
     weight_decay: float | None = None,
     seed: int = 0,
     label_seed: int = 0,
@@ -84,15 +87,18 @@ def finetune(
             first approximation alone; that of `pretrained` or of the recipe where not given.
         family: whose published invariance group to use, blob or gpm; where not given, that of the recipe (few-labels:
             `lattice`), or else that of the data's family.
-        invariance: group whose transformations augment the training cells, such as `"mirrors * quarter-turns"`;
+        invariance: group whose transformations augment the training cells, of the names that `pretrain` lists;
             `lattice` for all that any cell's density of states is invariant to.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
         plane_waves: largest |G|, in 2π/a, of the plane waves of the first approximation; 0 for none.
+        head: widths of the hidden layers behind the representation and the first approximation.
         loss: squared (published) or absolute (what the metric sums up).
         epochs: passes over the training cells; above 100, at least so many, and at most 1 % more.
+        minimum_steps: epochs go on until there were so many; none where `epochs` alone is given.
         batch_size: cells in a batch.
-        optimizer: adam or sgd.
+        optimizer: adam, sgd or lars.
         learning_rate: at the start.
+        cosine: whether it falls to zero by half a cosine.
         weight_decay: added to the gradient.
         seed: of the initial weights, the shuffling and the augmentation.
         label_seed: of the draw of the cells to train on.
@@ -121,12 +127,14 @@ def finetune(
         regression_recipe(recipe, name),
         smoothing=smoothing,
         plane_waves=plane_waves,
+        head=head,
         loss=loss,
         epochs=epochs,
-        minimum_steps=None if epochs is None else 0,
+        minimum_steps=0 if minimum_steps is None and epochs is not None else minimum_steps,
         batch_size=batch_size,
         optimizer=optimizer,
         learning_rate=learning_rate,
+        cosine=cosine,
         weight_decay=weight_decay,
     )
     augmentation = augmentation_group(cells, family, invariance or (None if family else settings.get("invariance")))
@@ -435,10 +443,7 @@ class BestOnValidation(lightning.Callback):
     def _validate(self, module: FineTuning, epoch: int) -> float:
         predicted = module.regressor.predicted(self.cells.epsilon, self.approximations)
         if not np.isfinite(predicted).all():
-            raise DivergenceError(
-                f"predictions are not finite after epoch {epoch}; the last good checkpoint is kept. "
-                "Try a lower learning rate."
-            )
+            raise DivergenceError(f"predictions are not finite after epoch {epoch}")
         error = relative_error(predicted, self.cells.dos)
         if error < self.error:
             weights = {name: value.detach().cpu().clone() for name, value in module.regressor.state_dict().items()}

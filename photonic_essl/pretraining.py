@@ -11,8 +11,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.distributed import gathered, own_part
-from photonic_essl.encoders import NETWORKS, Encoder, evaluating, make_network, multilayer
+from photonic_essl.distributed import check_shared, gathered, own_part
+from photonic_essl.encoders import NETWORKS, Encoder, check_widths, evaluating, make_network, multilayer
 from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, PredictionTask
 from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
@@ -47,11 +47,15 @@ def pretrain(
     prediction: str | None = None,
     weight: float | None = None,
     temperature: float | None = None,
+    off_diagonal_weight: float | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     optimizer: str | None = None,
     learning_rate: float | None = None,
+    momentum: float | None = None,
     weight_decay: float | None = None,
+    projector: list[int] | None = None,
+    classifier: list[int] | None = None,
     seed: int = 0,
     probe: str | Path | None = None,
     probe_every: int = 5,
@@ -69,19 +73,26 @@ def pretrain(
     Args:
         data: dataset file; labels, if it has any, are not looked at.
         out: folder to write: the encoder, its settings, logs and checkpoint.
-        recipe: name of a recipe: simclr, simclr+t, e-simclr, e-simsiam or e-barlow. What follows overrides it.
+        recipe: name of a recipe: simclr, simclr+t, e-simclr, e-simsiam or e-barlow. What each sets for which encoder
+            is in `NAME.yaml` in `photonic_essl/recipes`, and in `run.json` of a run; what follows overrides it.
         encoder: light, paper or paper-circular, or your own as `module:factory`.
         family: whose published groups to use: blob or gpm; that of the data where not given.
-        invariance: group whose transformations make the views, such as `"mirrors * quarter-turns"`.
-        equivariance: group whose elements are predicted (or added to the views by `simclr+t`).
+        invariance: group whose transformations make the views: translations, translations/n (by 1/n of the cell),
+            half-turn, quarter-turns, mirrors, square, rhombus, hexagon, rescaling (of ε), identity, or a product such
+            as `"mirrors * quarter-turns"`.
+        equivariance: group, of the same names, whose elements are predicted (or added to the views by `simclr+t`).
         prediction: task: absolute, relative or continuous.
         weight: of the prediction loss beside the invariance loss.
         temperature: what SimCLR divides similarities by.
-        epochs: passes over the data.
+        off_diagonal_weight: of correlations between features, in Barlow Twins.
+        epochs: passes over the data, each but for the cells that do not fill a last batch.
         batch_size: cells in a batch, over all devices together.
-        optimizer: adam or sgd.
+        optimizer: adam, sgd or lars.
         learning_rate: at the start; it falls to zero by half a cosine.
+        momentum: of sgd and lars.
         weight_decay: added to the gradient.
+        projector: widths of the layers behind the representation whose output the views are compared by.
+        classifier: widths of the hidden layers that predict the transformation.
         seed: of the initial weights, the shuffling and the transformations.
         probe: labelled validation file; every few epochs a ridge regression of its densities of states from the frozen
             representation says how good that is (fitted to one half of the cells, scored on the other).
@@ -108,19 +119,24 @@ def pretrain(
         prediction=prediction,
         weight=weight,
         temperature=temperature,
+        off_diagonal_weight=off_diagonal_weight,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
         learning_rate=learning_rate,
+        momentum=momentum,
         weight_decay=weight_decay,
+        projector=projector,
+        classifier=classifier,
     )
     if "transformation" not in settings:
         raise ValueError(f"the recipe {recipe!r} has no pre-training; give its labels to finetune.")
     if settings["transformation"] == "unused" and equivariance is not None:
         raise ValueError(f"the recipe {recipe!r} has no use for `equivariance`, got {equivariance!r}.")
-    check_predicts(recipe, settings["transformation"], prediction=prediction, weight=weight)
-    if probed and probed.grid != cells.grid:
-        raise ValueError(f"the cells to probe with have a grid of {probed.grid}, those of {data} {cells.grid}.")
+    check_predicts(recipe, settings["transformation"], prediction=prediction, weight=weight, classifier=classifier)
+    check_shared(settings["batch_size"], devices)
+    if probed:
+        check_probe(probed, cells)
     groups = named_groups(cells, settings["transformation"], family, invariance, equivariance)
     run = Run(
         out,
@@ -150,6 +166,13 @@ def pretrain(
     with run.sitting(data=str(data)):
         carry_out(module, run, monitor, device=device, devices=devices, precision=precision, progress=progress)
     return module.encoder
+
+
+def check_probe(probed: Cells, cells: Cells) -> None:
+    """Refuse cells to probe with that are of another kind than those trained on; raises `ValueError`."""
+    kinds = [(part.grid, part.lattice.tolist()) for part in (probed, cells)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"cells to probe with have grid and lattice vectors {kinds[0]}, those to train on {kinds[1]}.")
 
 
 def check_predicts(recipe: str, transformation: str, **asked: Any) -> None:
@@ -204,6 +227,9 @@ def named_groups(
 
     Raises:
         ValueError: if nothing was published for the family and groups are not named, or a group does not fit.
+
+    Warns:
+        UserWarning: if the views are transformed by all that is to be predicted.
     """
     if transformation not in ROLES:
         raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
@@ -219,6 +245,12 @@ def named_groups(
         raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
     if transformation == "predicted" and asked.order(cells.grid) == 1:
         raise ValueError(f"`equivariance` must have elements to tell apart, `{asked.name}` has one.")
+    if transformation == "predicted" and views.contains(asked):
+        warnings.warn(
+            f"`{views.name}` holds all of `{asked.name}`: the representation is asked to be invariant to what is to be "
+            "predicted from it.",
+            stacklevel=3,
+        )
     if transformation == "invariance":
         views = views * asked
     return views, asked if transformation == "predicted" else identity()
@@ -269,6 +301,8 @@ class SelfSupervised(SeededModule):
             raise ValueError(
                 f"`batch_size` must be at least 2 (a sample is compared with others), got {settings['batch_size']}."
             )
+        for name in {"projector", "classifier"} & set(settings):
+            check_widths(name, settings[name])
         task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
         with own_random_numbers(derived_seed(seed, _INITIALISATION)):

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
@@ -18,6 +19,8 @@ from photonic_essl.records import environment, read_record, write_record
 
 class Run:
     """A run in a folder, new or continued; its record is `run.json`, written by the first of its processes.
+
+    A run that was stopped before its first checkpoint has left nothing to go on from, and any other may begin there.
 
     Args:
         folder: where everything of the run is written.
@@ -46,7 +49,10 @@ class Run:
 
     def _read(self) -> None:
         self.record = read_record(self.record_file)
-        _check_same(self.folder, self.record, self._asked)
+        if self.finished or self.checkpoint.exists():
+            _check_same(self.folder, self.record, self._asked)
+        else:
+            self.record |= self._asked
 
     @property
     def finished(self) -> bool:
@@ -83,6 +89,9 @@ class Run:
                 raise ValueError(f"another process has finished the run in {self.folder} meanwhile.")
         if self.checkpoint.exists():
             print(f"{self.folder} holds this run, unfinished; it goes on from its last checkpoint.", flush=True)
+        else:
+            for logs in ("logs", "tensorboard"):  # of steps that are taken again
+                shutil.rmtree(self.folder / logs, ignore_errors=True)
         self._started = time.monotonic()
         self._seconds_before = self.record["seconds"]
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")

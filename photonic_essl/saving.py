@@ -101,7 +101,7 @@ def load_folder(kind: type[Model], path: str | Path, network: nn.Module | None =
         model = kind(**settings)
         model.load_state_dict(weights)
     except Exception as error:
-        raise ValueError(f"the {noun} in {path} is of another architecture: {one_line(error)}") from error
+        raise ValueError(f"the {noun} in {path} cannot be loaded: {one_line(error)}") from error
     return model.eval()
 
 

@@ -138,6 +138,12 @@ class TransformGroup:
         if self.parts and any(points % self.parts for points in grid):
             raise ValueError(f"`{self.name}` needs a grid divisible by {self.parts}, got {grid[0]} × {grid[1]} points.")
 
+    def contains(self, other: "TransformGroup") -> bool:
+        """Return whether every element of another group is one of this, whatever the grid."""
+        translations = self.parts == 0 or (other.parts > 0 and self.parts % other.parts == 0)
+        rescaling = other.permittivity_range in (None, self.permittivity_range)
+        return set(other.matrices) <= set(self.matrices) and translations and rescaling
+
     def order(self, grid: tuple[int, int]) -> int:
         """Return how many elements the group has on a grid of this shape, dielectric rescaling apart."""
         return len(self.matrices) * math.prod(self._steps(grid))

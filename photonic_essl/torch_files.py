@@ -4,6 +4,7 @@ They are zip archives of uncompressed records, each with a CRC-32 that torch its
 torch 1.6 are no archives and carry no checksum: what can be unpickled as plain tensors is all that is known of them.)
 """
 
+import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ def read_torch_file(path: str | Path) -> Any:
         _check_records(Path(path))
         held = torch.load(path, map_location="cpu", weights_only=True)
         _check_sizes(held)
+    except pickle.UnpicklingError:  # torch's own words advise to run what is in the file
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain containers.") from None
     except Exception as error:  # the readers of zip archives and of pickles raise whatever comes
         reason = str(error).split("\n")[0] or type(error).__name__
         raise ValueError(f"{path} is damaged, or holds more than tensors: {reason}") from None

@@ -128,6 +128,8 @@ class SeededModule(lightning.LightningModule):
             )
         if optimizer == "lars" and not weight_decay:
             raise ValueError("`weight_decay` must be positive with lars, which adapts the rate of what decays, got 0.")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"`momentum` must be from 0 to less than 1, got {momentum}.")
         if not 0 <= warmup_epochs <= epochs:
             raise ValueError(f"`warmup_epochs` must be from 0 to the {epochs} epochs of the run, got {warmup_epochs}.")
         if whole_batches and samples < batch_size:
@@ -232,10 +234,7 @@ class SeededModule(lightning.LightningModule):
         step = -1 if self._first_bad_step is None else int(self._first_bad_step)
         if step >= 0:
             epoch = step // len(self.train_dataloader()) + 1
-            raise DivergenceError(
-                f"the loss is not finite at step {step} (epoch {epoch}); the last good checkpoint is kept. "
-                "Try a lower learning rate."
-            )
+            raise DivergenceError(f"the loss is not finite at step {step} (epoch {epoch})")
 
     def _watch(self, loss: Tensor) -> None:
         # Kept on the device, as asking whether the loss is finite at every step would make a GPU wait for it.
@@ -330,9 +329,9 @@ def fit(
     checkpoint = _checkpoint(run, module)
     with _quiet(), _trying_algorithms(), own_random_numbers():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)
-        with _interruptible(trainer):
+        with _interruptible(trainer), _telling_what_is_kept(run):
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    module.check_finite()
+            module.check_finite()
 
 
 def _checkpoint(run: Run, module: SeededModule) -> Path | None:
@@ -429,6 +428,16 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _telling_what_is_kept(run: Run) -> Iterator[None]:
+    """Say of a divergence whether there is a checkpoint of before, and what may help."""
+    try:
+        yield
+    except DivergenceError as error:
+        kept = "; the last good checkpoint is kept" if run.checkpoint.exists() else ""
+        raise DivergenceError(f"{error}{kept}. Try a lower learning rate.") from None
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from lightly.models.modules.heads import ProjectionHead, SimSiamPredictionHead
 from torch import Tensor, nn
 
+from photonic_essl.distributed import check_shared
 from photonic_essl.pretraining import SelfSupervised, carry_out, check_predicts
 from photonic_essl.recipes import overridden
 from photonic_essl.runs import Run
@@ -104,6 +105,7 @@ def pretrain(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
     )
+    check_shared(settings["batch_size"], devices)
     settings["warmup_epochs"] = min(settings["warmup_epochs"], settings["epochs"] // 10)
     predicted = quarter_turns() if settings["transformation"] == "predicted" else identity()
     augmentations = PUBLISHED_AUGMENTATIONS[images.preset]

@@ -18,6 +18,7 @@ def generate(
     k_points: int | None = None,
     scheduler: str | None = None,
     keep_bands: bool = False,
+    widths: list[int] | None = None,
 ) -> None:
     """Write a dataset of cells.
 
@@ -28,13 +29,14 @@ def generate(
         k_points: points along each reciprocal vector.
         scheduler: address of a scheduler.
         keep_bands: also write the bands.
+        widths: of layers, by 50 % more each.
 
     Raises:
         ValueError: if `samples` is less than 1.
     """
     if samples < 1:
         raise ValueError(f"`samples` must be\nat least 1, got {samples}.")
-    received.append((family, out, samples, k_points, scheduler, keep_bands))
+    received.append((family, out, samples, k_points, scheduler, keep_bands, *(widths or ())))
 
 
 def interrupted() -> None:
@@ -73,7 +75,12 @@ def test_options_are_the_functions_parameters_with_dashes():
     received.clear()
     assert call("generate", "blob", "--out", "x.nc", "--k-points", "5", "--keep-bands") == 0
     assert call("generate", "gpm", "--samples=7", "--scheduler", "tcp://a:1", "--out", "y", "--no-keep-bands") == 0
-    assert received == [("blob", "x.nc", 3, 5, None, True), ("gpm", "y", 7, None, "tcp://a:1", False)]
+    assert call("generate", "blob", "--widths", "8", "12", "--out", "z") == 0
+    assert received == [
+        ("blob", "x.nc", 3, 5, None, True),
+        ("gpm", "y", 7, None, "tcp://a:1", False),
+        ("blob", "z", 3, None, None, False, 8, 12),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +93,10 @@ def test_options_are_the_functions_parameters_with_dashes():
         (("generate", "blob", "--out", "x", "--samples", "0"), "`samples` must be at least 1, got 0."),
         (("generate", "blob", "--out", "x", "--samples", "many"), "`--samples` must be a whole number, got 'many'"),
         (("generate", "blob", "--out", "x", "--k-points", "a"), "`--k-points` must be a whole number, got 'a'"),
+        (
+            ("generate", "blob", "--out", "x", "--widths", "8", "b"),
+            "`--widths` must be a whole number, or several, got",
+        ),
         (("generate", "blob", "--out", "x", "--colour", "red"), "unrecognized arguments: --colour red"),
     ],
 )
@@ -119,6 +130,7 @@ def test_help_comes_from_the_docstring_and_loads_only_what_it_shows(capsys):
         "Write a dataset of cells.",
         "--k-points",
         "points along each reciprocal vector",
+        "of layers, by 50 % more each",
         "default: 3",
     ):
         assert text in shown

@@ -57,7 +57,9 @@ def test_help_explains_every_parameter_of_the_function(words, capsys, monkeypatc
         run(words[0], data_gen.cli.COMMANDS if words[0] == "data-gen" else COMMANDS, [*words[1:], "--help"])
     assert stop.value.code == 0
     shown = re.sub(r"\n {10,}", "  ", capsys.readouterr().out)  # long options have a line of their own
-    option = re.compile(r"^  (?:--)?([\w-]+)(?:, --no-[\w-]+)?(?: [A-Z_]+| {[\w,]+})? {2,}(\w.*)$", re.MULTILINE)
+    option = re.compile(
+        r"^  (?:--)?([\w-]+)(?:, --no-[\w-]+)?(?: [A-Z_]+(?: \[[A-Z_]+ \.\.\.\])?| {[\w,]+})? {2,}(\w.*)$", re.MULTILINE
+    )
     explained = {name.replace("-", "_"): told for name, told in option.findall(shown)}
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     assert set(parameters) <= set(explained)

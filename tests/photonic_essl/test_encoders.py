@@ -113,6 +113,21 @@ def test_normalisations_are_not_shared():
     assert layers[1] is not layers[4]
 
 
+def unfinished_network(channels, grid):
+    return nn.Linear(channels, undefined)  # noqa: F821
+
+
+def test_what_the_users_own_code_raises_is_one_line_that_names_it():
+    own = "tests.photonic_essl.test_encoders:unfinished_network"
+    with pytest.raises(ValueError, match=f"the encoder '{own}' cannot be built: NameError: name 'undefined' is not"):
+        make_network(own)
+    with pytest.raises(
+        ValueError,
+        match=r"the encoder `own` cannot be applied to cells of shape \(2, 1, 32, 32\): RuntimeError: .*mat1",
+    ):
+        Encoder("own", network=nn.Linear(5, 5))
+
+
 def test_bad_names_and_grids_are_refused():
     with pytest.raises(ValueError, match="unknown encoder 'tiny'; there are paper, paper-circular, light, none, or"):
         make_network("tiny")
@@ -120,7 +135,7 @@ def test_bad_names_and_grids_are_refused():
         ValueError, match=r"'json:__name__' must be a function that returns a `torch.nn.Module`, got 'json'"
     ):
         make_network("json:__name__")
-    with pytest.raises(ValueError, match="no encoder 'nowhere:make'"):
+    with pytest.raises(ValueError, match="the encoder 'nowhere:make' cannot be built: ModuleNotFoundError: "):
         make_network("nowhere:make")
     with pytest.raises(ValueError, match="`light` encoder needs a grid of multiples of 8 points, got \\(30, 30\\)"):
         make_network("light", 1, (30, 30))

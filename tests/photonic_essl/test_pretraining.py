@@ -1,3 +1,4 @@
+import inspect
 import itertools
 import json
 import math
@@ -18,10 +19,11 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from data_gen.command_line import run
-from photonic_essl import distributed, training
+from photonic_essl import distributed, pretraining, training
 from photonic_essl.cli import COMMANDS
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import DivergenceError, Encoder
+from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import empty_lattice, relative_error
 from photonic_essl.plotting import read_log
 from photonic_essl.pretraining import Pretraining, check_can_tell_apart, named_groups, pretrain
@@ -369,7 +371,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(unlabe
         return losses if self.global_step != 4 else losses | {"loss": losses["loss"] * float("nan")}
 
     monkeypatch.setattr(Pretraining, "losses", spoilt)
-    with pytest.raises(DivergenceError, match=r"not finite at step 4 \(epoch 2\); the last good checkpoint is kept"):
+    with pytest.raises(DivergenceError, match=r"not finite at step 4 \(epoch 2\).*; the last good checkpoint is kept"):
         pretrain(unlabelled, tmp_path / "run", **SMALL)
     kept = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert all(torch.isfinite(value).all() for value in kept["state_dict"].values())
@@ -381,6 +383,42 @@ def test_a_diverged_encoder_is_called_so_by_the_probe_too(unlabelled, labelled, 
     wild = SMALL | {"learning_rate": 1e30, "optimizer": "sgd", "probe": labelled, "probe_every": 1}
     with pytest.raises(DivergenceError, match=r"not finite.*Try a lower learning rate"):
         pretrain(unlabelled, tmp_path / "run", **wild)
+
+
+def test_a_run_that_diverged_before_its_first_checkpoint_is_in_nobodys_way(unlabelled, tmp_path, monkeypatch):
+    wild = SMALL | {"learning_rate": 1e30, "optimizer": "sgd"}
+    monkeypatch.setattr(training, "STEPS_BETWEEN_LOGS", 1)
+    with pytest.raises(DivergenceError, match=r"not finite at step 1 \(epoch 1\). Try a lower learning rate.$"):
+        pretrain(unlabelled, tmp_path / "run", **wild)
+    pretrain(unlabelled, tmp_path / "run", **SMALL)
+    record = read_record(tmp_path / "run" / "run.json")
+    assert record["settings"]["learning_rate"] == 1e-3
+    assert len(record["sittings"]) == 2
+    assert [file.parent.name for file in (tmp_path / "run").rglob("metrics.csv")] == ["0"]
+
+
+def test_every_setting_of_a_recipe_can_be_overridden():
+    of_the_recipe_itself = {"objective", "transformation", "cosine", "warmup_epochs"}
+    for name in ("simclr", "simclr+t", "e-simclr", "e-simsiam", "e-barlow"):
+        assert set(load_recipe(name, "paper")) - of_the_recipe_itself <= set(inspect.signature(pretrain).parameters)
+    for name in ("few-labels", "supervised"):
+        assert set(load_recipe(name, "paper")) <= set(inspect.signature(finetune).parameters)
+
+
+def test_overridden_widths_are_those_of_the_layers(unlabelled, tmp_path, monkeypatch):
+    modules = []
+    monkeypatch.setattr(pretraining, "carry_out", lambda module, *_, **__: modules.append(module))
+    widths = {"projector": [24, 12], "classifier": [20]}
+    pretrain(unlabelled, tmp_path / "run", momentum=0.5, **widths, **SMALL)
+    assert [layer.out_features for layer in modules[0].projector if hasattr(layer, "out_features")] == [24, 12]
+    assert [layer.out_features for layer in modules[0].classifier if hasattr(layer, "out_features")] == [20, 4]
+    settings = read_record(tmp_path / "run" / "run.json")["settings"]
+    assert {"momentum": 0.5, **widths}.items() <= settings.items()
+
+
+def test_views_that_hold_what_is_to_be_predicted_are_warned_of(unlabelled, tmp_path):
+    with pytest.warns(UserWarning, match="`square` holds all of `quarter-turns`: the representation is asked to be"):
+        pretrain(unlabelled, tmp_path / "run", invariance="square", equivariance="quarter-turns", **SMALL)
 
 
 def test_the_last_scores_survive_a_stop(unlabelled, labelled, tmp_path, monkeypatch):
@@ -439,6 +477,13 @@ def test_the_probe_is_a_ridge_regression_scored_on_the_other_half(labelled):
         ({"recipe": "e-barlow", "temperature": 1.0}, "this recipe has no temperature"),
         ({"precision": "exact"}, "`precision` must be one of 32-true, 64-true, bf16-mixed, 16-mixed, got 'exact'"),
         ({"devices": 0}, "`devices` must be at least 1, got 0"),
+        ({"devices": 3}, "a batch of 8 cannot be shared equally by 3 processes"),
+        ({"seed": -1}, "seeds must be at least 0, got -1"),
+        ({"momentum": 1.0}, "`momentum` must be from 0 to less than 1, got 1"),
+        ({"projector": [64, 0]}, r"`projector` must be widths of layers, at least 1 each, got \[64, 0\]"),
+        ({"classifier": []}, r"`classifier` must be widths of layers, at least 1 each, got \[\]"),
+        ({"recipe": "simclr", "classifier": [8]}, "predicts nothing, and has no use for `classifier`"),
+        ({"off_diagonal_weight": 0.1}, "this recipe has no off_diagonal_weight"),
         ({"encoder": "none"}, "the encoder `none` has no weights to pre-train"),
         ({"recipe": "simclr", "equivariance": "mirrors"}, "'simclr' has no use for `equivariance`, got 'mirrors'"),
         ({"recipe": "simclr", "weight": 2.0}, "'simclr' predicts nothing, and has no use for `weight`, got 2"),
@@ -457,9 +502,10 @@ def test_an_unlabelled_or_too_small_file_is_no_probe(unlabelled, labelled, tmp_p
     few = write_cells(tmp_path / "few.nc", 3)
     with pytest.raises(ValueError, match="a probe needs at least 4 labelled cells, got 3"):
         pretrain(unlabelled, tmp_path / "run", probe=few, **SMALL)
-    other = write_cells(tmp_path / "other.nc", 8, grid=(16, 16))
-    with pytest.raises(ValueError, match=r"the cells to probe with have a grid of \(16, 16\), those of"):
-        pretrain(unlabelled, tmp_path / "run", probe=other, **SMALL)
+    for change in ({"grid": (16, 16)}, {"lattice": [1.0, 0.0, 0.0, 1.5]}):
+        other = write_cells(tmp_path / "other.nc", 8, **change)
+        with pytest.raises(ValueError, match="cells to probe with have grid and lattice vectors"):
+            pretrain(unlabelled, tmp_path / "run", probe=other, **SMALL)
     with pytest.raises(ValueError, match="`probe_every` must be at least 1, got 0"):
         pretrain(unlabelled, tmp_path / "run", probe=labelled, probe_every=0, **SMALL)
     assert not (tmp_path / "run").exists()
@@ -476,7 +522,7 @@ def test_roles_and_warm_up_out_of_their_range_are_refused(unlabelled):
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "processes", lambda: 2)
-    with pytest.raises(ValueError, match="a batch of 3 cells cannot be shared equally by 2 processes"):
+    with pytest.raises(ValueError, match="a batch of 3 cannot be shared equally by 2 processes"):
         distributed.own_part(3)
 
 

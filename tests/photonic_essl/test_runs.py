@@ -45,7 +45,8 @@ def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
     settings = {"epochs": 1}
     one, same, other = (runs.Run(tmp_path, "finetune", given) for given in (settings, settings, {"epochs": 2}))
     with one.sitting():
-        pass
+        one.checkpoint.parent.mkdir()
+        one.checkpoint.touch()
     with pytest.raises(ValueError, match="holds a run with other settings"), other.sitting():
         pass
     with same.sitting():

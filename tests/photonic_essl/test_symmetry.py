@@ -49,6 +49,25 @@ def test_the_names_mean_what_they_say():
     assert group("translations * mirrors").order(GRID) == 36 * 4
 
 
+def test_one_group_contains_another():
+    for larger, smaller in (
+        ("square", "mirrors"),
+        ("square", "quarter-turns"),
+        ("translations", "translations/4"),
+        ("translations/6 * mirrors", "translations/2 * half-turn"),
+        ("rescaling * mirrors", "rescaling"),
+        ("mirrors", "identity"),
+    ):
+        assert group(larger).contains(group(larger))
+        assert group(larger).contains(group(smaller))
+        assert not group(smaller).contains(group(larger))
+    for one, other in (("mirrors", "quarter-turns"), ("translations/2", "translations/3"), ("mirrors", "rescaling")):
+        assert not group(one).contains(group(other))
+    for family in ("blob", "gpm"):
+        views, predicted = published_groups(family)
+        assert not views.contains(predicted)
+
+
 def test_groups_fit_the_lattices_they_are_of():
     symmetry.square().check_fits(GRID, SQUARE)
     symmetry.mirrors().check_fits((4, 6), torch.tensor([[1.0, 0.0], [0.0, 1.5]]))

@@ -23,7 +23,7 @@ def explore(*words):
         (("--out", "."), ". cannot be written: it is no file."),
         (("--out", "text.h5"), "text.h5 cannot be read as a dataset file"),
         (("--port", "70000"), "`port` must be from 0 to 65535, got 70000."),
-        (("--port", "many"), "`--port` must be int, got 'many'"),
+        (("--port", "many"), "`--port` must be a whole number, got 'many'"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(words, message, tmp_path, monkeypatch, capsys):

@@ -101,15 +101,6 @@ def test_a_model_is_not_asked_about_images_that_it_cannot_see(call, cifar10, tmp
     assert "holds no saved image encoder" in error
 
 
-@pytest.mark.parametrize("name", ["pretrain", "probe", "knn", "finetune"])
-def test_help_explains_every_option(name, call):
-    status, out, _ = call(name, "--help")
-    assert status == 0
-    assert "--data" in out
-    for line in re.split(r"\n  (?=-)", out.split("options:")[1])[1:]:
-        assert re.search(r"[a-z]{3}.*\(|[a-z]{3}.*and exit", line.split(maxsplit=2)[-1], re.DOTALL), line
-
-
 def test_neighbours_vote_by_cosine():
     labels = torch.tensor([0, 0, 0, 1, 1])
     train = torch.tensor([[1.0, 0], [1, 0.1], [0.9, 0], [0, 5], [0.1, 1]])
