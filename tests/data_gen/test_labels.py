@@ -73,6 +73,16 @@ def test_the_error_of_a_label_on_any_grid_is_not_understated(n):
     assert off(label, fine) <= 1.1 * float(label["dos_error"])
 
 
+@pytest.mark.parametrize("lattice", ["oblique", "centred"])
+@pytest.mark.parametrize("n", [6, 9])
+def test_nor_on_a_coarse_grid_of_another_lattice(n, lattice):
+    x, y = np.meshgrid(*[np.arange(12) / 12] * 2, indexing="ij")
+    cell = np.where(np.cos(2 * np.pi * x) + np.cos(2 * np.pi * (y - 0.2 * x)) > 0.3, 11.0, 1.0)
+    settings = {"lattice": lattice, "bands": 14}
+    label, fine = (data_gen.label(cell, k_points=points, **settings) for points in (n, 61))
+    assert 0 < off(label, fine) <= float(label["dos_error"])
+
+
 @pytest.mark.parametrize(("smoothing", "accuracy"), [("published", 5e-4), (0.003, 5e-4), (0.001, 0.02)])
 def test_nor_is_that_of_a_label_smoothed_otherwise(smoothing, accuracy):
     cell = unit_cell_family("blob").draw(50, 1, 8).epsilon
