@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from data_gen.inspection import info, preview
     from data_gen.labels import label
     from data_gen.legacy import export_legacy, import_legacy
+    from data_gen.own_cells import import_cells
     from data_gen.solvers import solve
     from data_gen.verification import verify
 
@@ -17,6 +18,7 @@ _HOMES = {
     "density_of_states": "dos",
     "export_legacy": "legacy",
     "generate": "generation",
+    "import_cells": "own_cells",
     "import_legacy": "legacy",
     "info": "inspection",
     "label": "labels",
@@ -31,6 +33,7 @@ __all__ = [
     "density_of_states",
     "export_legacy",
     "generate",
+    "import_cells",
     "import_legacy",
     "info",
     "label",

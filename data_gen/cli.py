@@ -9,6 +9,7 @@ COMMANDS = {
     "verify": "data_gen.verification:verify",
     "preview": "data_gen.inspection:preview",
     "info": "data_gen.inspection:info",
+    "import-cells": "data_gen.own_cells:import_cells",
     "import-legacy": "data_gen.legacy:import_legacy",
     "export-legacy": "data_gen.legacy:export_legacy",
 }

@@ -72,6 +72,10 @@ def _warnings_on_one_line(program: str) -> Iterator[None]:
 class _Formatter(argparse.HelpFormatter):
     """Formatter that says after the help of an option what it is where not given."""
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # Nobody needs `--option+`, which jsonargparse has for appending to a list.
+        return re.sub(r", --[\w-]+\+ \w+", "", super()._format_action_invocation(action))
+
     def _get_help_string(self, action: argparse.Action) -> str:
         text = (action.help or "").removesuffix(".")
         if action.required:
@@ -96,8 +100,8 @@ class _Parser(jsonargparse.ArgumentParser):
         kind, options = parameter.annotation, dict[str, Any](help=(told or "").replace("%", "%%"))
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
-        elif items := next((get_args(one) for one in get_args(kind) if get_origin(one) is list), None):
-            options |= {"type": items[0], "nargs": "+"}
+        elif [get_origin(one) for one in _alternatives(kind)] == [list]:
+            options |= {"type": get_args(_alternatives(kind)[0])[0], "nargs": "+"}
         else:
             options["type"] = kind
         spelling = parameter.name
@@ -193,9 +197,12 @@ def _in_words(kind: Any) -> str:
         return " or ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
         return f"{_in_words(*get_args(kind))}, or several"
-    if alternatives := [one for one in get_args(kind) if one is not type(None)]:
-        return " or ".join(dict.fromkeys(map(_in_words, alternatives)))
-    return _KINDS[kind]
+    return _KINDS.get(kind) or " or ".join(dict.fromkeys(map(_in_words, _alternatives(kind))))
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """Return what a union of types holds beside None."""
+    return [one for one in get_args(kind) if one is not type(None)]
 
 
 def _first_paragraph(text: str | None) -> str:

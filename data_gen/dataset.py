@@ -118,6 +118,32 @@ def _fill(
         raise ValueError(f"the blocks hold {start} samples of {samples}")
 
 
+def open_array(path: str | Path) -> np.ndarray:
+    """Return the cells of an .npy file, read where they are indexed.
+
+    Args:
+        path: file of ε, real, one cell `(x, y)` or several `(sample, x, y)`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OSError) as error:  # numpy's own words advise to unpickle
+        raise ValueError(f"{path} is no .npy file of numbers, or damaged ({type(error).__name__}).") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        held = getattr(array, "dtype", "several arrays")
+        raise ValueError(f"{path} is no .npy file of real numbers: it holds {held}.")
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{path} must hold one cell (x, y) or several (sample, x, y), got shape {array.shape}.")
+    if not array.size:
+        raise ValueError(f"{path} holds no cells.")
+    return array
+
+
 def append_to_dataset(
     path: Path,
     block: Mapping[str, np.ndarray],

@@ -6,10 +6,11 @@ Chunks depend on the plan alone, never on the workers, so that the file is the s
 """
 
 import functools
+import itertools
 import numbers
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ from data_gen.shards import COMMIT, Chunk, Shards, open_shards
 from data_gen.solvers import mpb, solver_version
 from data_gen.solvers.contract import SolverError, mode_count
 from data_gen.solvers.smoothing import block_mean
-from data_gen.unit_cells import FINE_SAMPLES_PER_PIXEL, UnitCellFamily, unit_cell_family
+from data_gen.unit_cells import CellSource, unit_cell_family
 from data_gen.workers import keep_freed_memory, one_thread, run_chunks
 
 _USUAL = asdict(LabelSettings())
@@ -58,9 +59,24 @@ class Plan:
     cutoff: int | None = None
 
     @property
-    def unit_cells(self) -> UnitCellFamily:
-        """The family that the cells are drawn from."""
+    def unit_cells(self) -> CellSource:
+        """What the cells are drawn from."""
         return unit_cell_family(self.family, self.plane_group, self.cutoff)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of pixels along the two lattice vectors."""
+        return self.resolution, self.resolution
+
+    def origin(self) -> dict[str, Any]:
+        """Return the attributes of the file that say where its cells come from."""
+        cutoff = {} if self.cutoff is None else {"cutoff": self.cutoff}
+        return {"family": self.family, "plane_group": self.unit_cells.plane_group, **cutoff}
+
+    def words(self) -> list[str]:
+        """Return the words of the command that say where the cells come from."""
+        given = {name: getattr(self, name) for name in ("plane_group", "cutoff", "samples", "seed", "resolution")}
+        return ["generate", self.family, *_options(given)]
 
     def check(self) -> None:
         """Raise `ValueError` if a setting is out of its range."""
@@ -73,8 +89,8 @@ class Plan:
         if self.labels is not None:
             self.labels.check()
             if self.labels.solver == "mpb":
-                mpb.check_grid((self.resolution, self.resolution))
-            most = mode_count((self.resolution, self.resolution), self.labels.polarization)
+                mpb.check_grid(self.grid)
+            most = mode_count(self.grid, self.labels.polarization)
             if self.labels.bands is not None and self.labels.bands > most:
                 raise ValueError(f"`bands` must be at most {most} on this grid, got {self.labels.bands}")
         if self.keep_bands:
@@ -107,15 +123,14 @@ class Plan:
 
     def command(self) -> str:
         """Return the command that makes the file again, but for `--out`, so that a file is the same by any name."""
-        options = {name: getattr(self, name) for name in ("plane_group", "cutoff", "samples", "seed", "resolution")}
-        if self.labels is not None:
-            options |= asdict(self.labels)
-        words = ["data-gen", "generate", self.family]
-        for name, value in options.items():
-            if value is not None:
-                words += [f"--{name.replace('_', '-')}", str(value)]
-        words += ["--unlabelled"] * (self.labels is None) + ["--keep-bands"] * self.keep_bands
-        return shlex.join(words)
+        labels = ["--unlabelled"] if self.labels is None else _options(asdict(self.labels))
+        return shlex.join(["data-gen", *self.words(), *labels, *["--keep-bands"] * self.keep_bands])
+
+
+def _options(given: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command that set what is not None."""
+    pairs = ((f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None)
+    return list(itertools.chain(*pairs))
 
 
 def generate(
@@ -169,14 +184,51 @@ def generate(
         RuntimeError: if cells failed; the file is there and its `status` says which.
         OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
     """
+    labels = label_settings(k_points, accuracy, bands, smoothing, solver, polarization, unlabelled, keep_bands)
+    carry_out(Plan(family, samples, seed, resolution, keep_bands, labels, plane_group, cutoff), out, workers, scheduler)
+
+
+def label_settings(
+    k_points: int | None,
+    accuracy: float,
+    bands: int | None,
+    smoothing: float | str,
+    solver: str,
+    polarization: str,
+    unlabelled: bool,
+    keep_bands: bool,
+) -> LabelSettings | None:
+    """Return how cells are to be labelled, as the arguments of a command say it; None for cells only.
+
+    Raises:
+        ValueError: if settings of labels are given for cells only.
+    """
     if keep_bands and not unlabelled and bands is None:
         bands = BANDS
     if isinstance(smoothing, numbers.Real):
         smoothing = float(smoothing)  # of numpy's, which a file's record would not hold
     labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
-    if unlabelled and (unused := [name for name, value in asdict(labels).items() if value != _USUAL[name]]):
+    if not unlabelled:
+        return labels
+    if unused := [name for name, value in asdict(labels).items() if value != _USUAL[name]]:
         raise ValueError(f"`unlabelled` cells have no use for {', '.join(f'`{name}`' for name in unused)}")
-    plan = Plan(family, samples, seed, resolution, keep_bands, None if unlabelled else labels, plane_group, cutoff)
+    return None
+
+
+def carry_out(plan: Plan, out: str | Path, workers: int | None, scheduler: str | None) -> None:
+    """Make the file of a plan, or go on with it.
+
+    Args:
+        plan: what decides the file's bytes.
+        out: file to write.
+        workers: processes on this machine; one for each core where None.
+        scheduler: address of a dask scheduler to use in their place.
+
+    Raises:
+        ValueError: if the plan, or `workers`, is out of range, or `out` belongs to a run of another plan.
+        RuntimeError: if cells failed; the file is there and its `status` says which.
+        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
+    """
     plan.check()
     if workers is not None and workers < 1:
         raise ValueError(f"`workers` must be at least 1, got {workers}")
@@ -189,24 +241,21 @@ def generate(
         with open_shards(out, attributes) as shards:
             _fill(shards, plan, workers, scheduler)
             failed = _assemble(out, shards, plan)
-        print(f"wrote {out}: {samples} cells of {family}, {failed} failed")
+        print(f"wrote {out}: {plan.samples} cells of {plan.family}, {failed} failed")
     if failed:
-        raise RuntimeError(f"{failed} of {samples} cells failed; `status` and `error_message` say which and why")
+        raise RuntimeError(f"{failed} of {plan.samples} cells failed; `status` and `error_message` say which and why")
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
     """Return the global attributes of the file: how it was made, and nothing of where or when."""
-    family = plan.unit_cells
     attributes = {
         "schema_version": SCHEMA_VERSION,
-        "family": plan.family,
-        "plane_group": family.plane_group,
-        **({} if plan.cutoff is None else {"cutoff": plan.cutoff}),
+        **plan.origin(),
         "samples": plan.samples,
         "seed": plan.seed,
         "resolution": plan.resolution,
-        "fine_samples_per_pixel": FINE_SAMPLES_PER_PIXEL,
-        "lattice": basis_vectors(family.lattice).reshape(-1).tolist(),
+        "fine_samples_per_pixel": plan.unit_cells.fine_samples_per_pixel(plan.resolution),
+        "lattice": basis_vectors(plan.unit_cells.lattice).reshape(-1).tolist(),
         "package_version": version("photonic_essl"),
         COMMIT: package_commit() or "unknown",
         "command": plan.command(),
@@ -228,7 +277,7 @@ def compute_chunk(plan: Plan, start: int, stop: int) -> dict[str, np.ndarray]:
     cells = [family.draw(plan.seed, index, plan.resolution) for index in range(start, stop)]
     fine = torch.from_numpy(np.stack([cell.epsilon for cell in cells]))
     arrays = {
-        "epsilon": block_mean(fine, FINE_SAMPLES_PER_PIXEL).to(torch.float32).numpy(),
+        "epsilon": block_mean(fine, family.fine_samples_per_pixel(plan.resolution)).to(torch.float32).numpy(),
         "epsilon_mean": fine.mean(dim=(1, 2)).numpy(),
         "status": np.full(len(cells), STATUS_SOLVED, dtype=np.int8),
         "error_message": np.full(len(cells), b"", dtype="S200"),

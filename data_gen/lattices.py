@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
+from numpy.typing import ArrayLike
 
 # One member of each of the five Bravais types; the shape of the last three is free, and this is the one that our
 # families use. Vectors one a row, in units of a; that of the centred rectangular lattice is its primitive cell.
@@ -20,7 +21,7 @@ SHORTEST, LONGEST = 0.01, 100.0
 """Of a lattice vector, in units of a: others are in some other unit."""
 
 
-def basis_vectors(lattice: str | np.ndarray = "square") -> Float64[np.ndarray, "2 2"]:
+def basis_vectors(lattice: str | ArrayLike = "square") -> Float64[np.ndarray, "2 2"]:
     """Return the lattice basis, one vector a row.
 
     Args:

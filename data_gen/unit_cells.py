@@ -52,20 +52,34 @@ class UnitCell:
     parameters: dict[str, np.ndarray]
 
 
-class UnitCellFamily(ABC):
-    """A family of two-material cells, each drawn from its seed and index.
+class CellSource(ABC):
+    """Where the cells of a dataset come from: a family that they are drawn from, or a file of somebody's own.
 
     Attributes:
         name: what users call it.
-        lattice: the lattice of its cells, a name of `data_gen.lattices.LATTICES`.
+        lattice: the lattice of its cells, as `data_gen.lattices.basis_vectors` takes it.
         plane_group: the symmetry that every cell has, a name of `data_gen.plane_groups.PLANE_GROUPS`.
         parameters: meaning of each parameter, by name.
     """
 
     name: str
-    lattice: str = "square"
+    lattice: str | tuple[float, ...] = "square"
     plane_group: str = "p1"
-    parameters: dict[str, Parameter]
+    parameters: Mapping[str, Parameter]
+
+    @abstractmethod
+    def draw(self, seed: int, index: int, resolution: int) -> UnitCell:
+        """Return cell `index` of `seed`, sampled more finely than the solver's grid by a whole factor."""
+
+    @abstractmethod
+    def fine_samples_per_pixel(self, resolution: int) -> int:
+        """Return by which factor, where the solver's grid has so many points along the first lattice vector."""
+
+
+class UnitCellFamily(CellSource):
+    """A family of two-material cells, each drawn from its seed and index."""
+
+    lattice: str = "square"
 
     @abstractmethod
     def draw_shape(self, generator: np.random.Generator) -> dict[str, np.ndarray | float]:
@@ -101,6 +115,10 @@ class UnitCellFamily(ABC):
             np.where(inside, drawn["epsilon_inside"], drawn["epsilon_outside"]),
             {name: np.asarray(parameters[name], dtype=np.float64) for name in self.parameters},
         )
+
+    def fine_samples_per_pixel(self, resolution: int) -> int:
+        """Return the same factor at any resolution."""
+        return FINE_SAMPLES_PER_PIXEL
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:

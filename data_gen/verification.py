@@ -13,10 +13,11 @@ from tqdm import tqdm
 from data_gen.dataset import STATUS_SOLVED, open_dataset
 from data_gen.labels import LabelSettings, density, distance, label_cells
 from data_gen.lattices import basis_vectors, half_grid
+from data_gen.own_cells import OwnCells
 from data_gen.plane_groups import grid_point_group
 from data_gen.solvers import mpb, solver_module
 from data_gen.solvers.smoothing import block_mean
-from data_gen.unit_cells import family_of
+from data_gen.unit_cells import CellSource, family_of
 
 K_POINTS, BANDS = 25, 10
 SMALLEST_FREQUENCY = 0.02
@@ -25,25 +26,26 @@ SMALLEST_FREQUENCY = 0.02
 FREQUENCY_TOLERANCE = {"tm": 1e-4, "te": 1e-3}
 
 
-def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float]:
+def verify(file: Path, /, *, samples: int = 4, seed: int = 0, source: Path | None = None) -> dict[str, float]:
     """Solve random cells of a dataset file again with MPB and compare; fail if anything is out of tolerance.
 
-    Each cell is drawn again from its seed. Its permittivity and its label, made again, are compared with the file's;
-    its bands on the 25 × 25 grid of wavevectors, by the file's solver, with MPB's (a file labelled by MPB is compared
-    with the fast solver); and so are the two densities of states.
+    Each cell is drawn again from its seed, or read again from the array of your own cells. Its permittivity and its
+    label, made again, are compared with the file's; its bands on the 25 × 25 grid of wavevectors, by the file's solver,
+    with MPB's (a file labelled by MPB is compared with the fast solver); and so are the two densities of states.
 
     Args:
-        file: a labelled dataset file made by `generate`.
+        file: a labelled dataset file made by `generate` or `import_cells`.
         samples: number of cells to solve, at most all of them.
         seed: seed of the choice of cells.
+        source: of a file made by `import_cells`, the .npy file that it was made from.
 
     Returns:
         The deviations that are printed, by name.
 
     Raises:
         FileNotFoundError: if there is no such file, or MPB cannot be had.
-        ValueError: if it is not a labelled dataset file made by `generate`, has fewer solved cells than `samples`, or
-            a grid that MPB does not take; or if `seed` is negative.
+        ValueError: if it is not a labelled dataset file made by one of these, has fewer solved cells than `samples`, or
+            a grid that MPB does not take; if `source` is not what it was made from; or if `seed` is negative.
         RuntimeError: if a deviation is beyond its tolerance.
     """
     if seed < 0:
@@ -51,7 +53,8 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
     with open_dataset(file) as dataset:
         if "dos" not in dataset:
             raise ValueError(f"{file} holds no labels to verify")
-        _check_made_by_generate(file, dataset.attrs)
+        _check_made_here(file, dataset.attrs, dataset["epsilon"].shape[1:])
+        cells = cell_source(dataset.attrs, source)
         solved = np.flatnonzero(dataset["status"].values == STATUS_SOLVED)
         if not 1 <= samples <= len(solved):
             raise ValueError(f"`samples` must be from 1 to the {len(solved)} solved cells of {file}, got {samples}")
@@ -62,32 +65,51 @@ def verify(file: Path, /, *, samples: int = 4, seed: int = 0) -> dict[str, float
     for index, epsilon, dos in tqdm(
         list(zip(chosen, stored["epsilon"].values, stored["dos"].values)), unit="cell", desc="verify", file=sys.stderr
     ):
-        deviations.append(_deviations(int(index), epsilon, dos, settings))
+        deviations.append(_deviations(cells, int(index), epsilon, dos, settings))
     return _report(deviations, settings["polarization"])
 
 
-def _check_made_by_generate(file: Path, attributes: Mapping[str, Any]) -> None:
+def cell_source(attributes: Mapping[str, Any], source: Path | None) -> CellSource:
+    """Return what the cells of a dataset file with these attributes were drawn from.
+
+    Raises:
+        ValueError: if its family is unknown, or it is of somebody's own cells and `source` is not what they are from.
+    """
+    if "source" not in attributes:
+        if source is not None:
+            raise ValueError(f"`source` is for cells of one's own, these are of family {attributes['family']}")
+        return family_of(attributes)
+    if source is None:
+        raise ValueError("`source` must name the .npy file that these cells are from, got none")
+    cells = OwnCells(file=Path(source), lattice=tuple(np.ravel(attributes["lattice"])), name=str(attributes["family"]))
+    if cells.checked() != attributes["source"]:
+        raise ValueError(f"{source} is not what these cells are from, or was changed")
+    return cells
+
+
+def _check_made_here(file: Path, attributes: Mapping[str, Any], grid: tuple[int, ...]) -> None:
     """Refuse a file whose cells cannot be drawn, or its labels made, again."""
     needed = ("seed", "resolution", "family", *(field.name for field in fields(LabelSettings)))
     if missing := [name for name in needed if name not in attributes]:
         raise ValueError(
-            f"{file} was not made by `generate`: it does not say its {', '.join(missing)}; have MPB solve some of your "
-            "own cells with `data_gen.solve`"
+            f"{file} was not made by `generate` or `import_cells`: it does not say its {', '.join(missing)}; have MPB "
+            "solve some of its cells with `data_gen.solve`"
         )
     if attributes["seed"] < 0:
-        raise ValueError(f"{file} was not made by `generate`: its seed is {attributes['seed']}")
-    mpb.check_grid(2 * [int(attributes["resolution"])])
+        raise ValueError(f"{file} was not made by `generate` or `import_cells`: its seed is {attributes['seed']}")
+    resolution = int(attributes["resolution"])
+    mpb.check_grid((resolution, resolution * grid[1] // grid[0]))
 
 
 def _deviations(
-    index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict[str, Any]
+    cells: CellSource, index: int, epsilon: np.ndarray, dos: np.ndarray, settings: dict[str, Any]
 ) -> dict[str, tuple[float, float]]:
     """Return the mean and largest deviation of one cell in each respect."""
-    family, resolution = family_of(settings), int(settings["resolution"])
-    fine = torch.from_numpy(family.draw(int(settings["seed"]), index, resolution).epsilon)[None]
-    basis = basis_vectors(family.lattice)
+    resolution = int(settings["resolution"])
+    fine = torch.from_numpy(cells.draw(int(settings["seed"]), index, resolution).epsilon)[None]
+    basis = basis_vectors(cells.lattice)
     labels = LabelSettings(**{field.name: _setting(settings[field.name]) for field in fields(LabelSettings)})
-    again = label_cells(fine, basis, resolution, labels, point_group=grid_point_group(family.plane_group))["dos"]
+    again = label_cells(fine, basis, resolution, labels, point_group=grid_point_group(cells.plane_group))["dos"]
     own, other = (
         solver_module(name).solve_bands(
             fine,

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor
 from xarray.backends import H5NetCDFStore
 
-from data_gen.dataset import file_to_write, new_hdf5_file
+from data_gen.dataset import file_to_write, new_hdf5_file, open_array
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.encoders import make_network
 from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON
@@ -87,7 +87,7 @@ def predict(
     if out.exists() and Path(data).exists() and out.samefile(data):
         raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":
-        epsilon = _read_array(Path(data))
+        epsilon = np.array(open_array(data), dtype=np.float32)
         regressor = _load(model, encoder, epsilon.shape[-2:], polarization)
         regressor.check_physics(polarization, regressor.lattice)
         found, source = predictions(regressor, epsilon), str(data)
@@ -150,25 +150,3 @@ def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...], 
 def _in_words(lattice: Tensor) -> str:
     """Return lattice vectors as (1, 0), (0, 1)."""
     return ", ".join(f"({x:.4g}, {y:.4g})" for x, y in lattice.tolist())
-
-
-def _read_array(path: Path) -> np.ndarray:
-    """Read an array of numbers from an .npy file.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it holds something else.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OSError) as error:  # numpy's own words advise to unpickle
-        raise ValueError(f"{path} is no .npy file of numbers, or damaged ({type(error).__name__}).") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise ValueError(
-            f"{path} is no .npy file of real numbers: it holds {getattr(array, 'dtype', 'several arrays')}."
-        )
-    if not array.size:
-        raise ValueError(f"{path} holds no cells.")
-    return array.astype(np.float32)

@@ -42,11 +42,11 @@ def test_what_cannot_be_verified_is_refused(labelled, tmp_path):
             cells.assign_attrs(attributes).to_netcdf(tmp_path / name, engine="h5netcdf")
         del cells.attrs["k_points"]
         cells.to_netcdf(tmp_path / "own.h5", engine="h5netcdf")
-    with pytest.raises(ValueError, match="was not made by `generate`: its seed is -1"):
+    with pytest.raises(ValueError, match="was not made by `generate` or `import_cells`: its seed is -1"):
         verify(tmp_path / "drawn.h5", samples=1)
     with pytest.raises(ValueError, match=r"MPB needs a grid of even sides .* got 15 × 15"):
         verify(tmp_path / "odd.h5", samples=1)
-    with pytest.raises(ValueError, match="was not made by `generate`: it does not say its k_points"):
+    with pytest.raises(ValueError, match="was not made by `generate` or `import_cells`: it does not say its k_points"):
         verify(tmp_path / "own.h5", samples=1)
     generate("rods", out=tmp_path / "cells.h5", samples=1, resolution=8, unlabelled=True, workers=1)
     with pytest.raises(ValueError, match=r"cells\.h5 holds no labels to verify"):

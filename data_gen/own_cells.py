@@ -1,0 +1,166 @@
+"""Cells of one's own: from an array of ε to a dataset file, with labels, as `generate` makes one of a family."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+
+from data_gen.dataset import open_array
+from data_gen.generation import Plan, carry_out, label_settings
+from data_gen.lattices import basis_vectors
+from data_gen.solvers.contract import checked_cells
+from data_gen.unit_cells import CellSource, Parameter, UnitCell
+
+CELLS_READ_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnCells(CellSource):
+    """The cells of an .npy file, by their place in it; there is one seed, 0.
+
+    Attributes:
+        file: array of ε, `(x, y)` or `(sample, x, y)`.
+        lattice: lattice vectors, one after the other.
+        name: what the cells are called.
+    """
+
+    file: Path
+    lattice: tuple[float, ...]
+    name: str
+    parameters = MappingProxyType[str, Parameter]({})
+
+    def array(self) -> np.ndarray:
+        """Return the cells, `(sample, x, y)`, read when asked for.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds no such array.
+        """
+        array = open_array(self.file)
+        return array if array.ndim == 3 else array[None]
+
+    def checked(self) -> str:
+        """Look at all cells and return the SHA-256 of their values; raises `ValueError` where ε is not positive."""
+        digest = hashlib.sha256()
+        for start, block in self._blocks():
+            good = (np.isfinite(block) & (block > 0)).all((1, 2))
+            if not good.all():
+                raise ValueError(
+                    f"{self.file}: ε must be finite and positive everywhere, which it is not in cell "
+                    f"{start + int(good.argmin())}"
+                )
+            digest.update(block.tobytes())
+        return digest.hexdigest()
+
+    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        array = self.array()
+        for start in range(0, len(array), CELLS_READ_AT_ONCE):
+            yield start, np.ascontiguousarray(array[start : start + CELLS_READ_AT_ONCE], dtype=np.float64)
+
+    def draw(self, seed: int, index: int, resolution: int) -> UnitCell:
+        """Return a cell of the file."""
+        return UnitCell(np.array(self.array()[index], dtype=np.float64), {})
+
+    def fine_samples_per_pixel(self, resolution: int) -> int:
+        """Return how many samples of the array lie along each pixel."""
+        return self.array().shape[1] // resolution
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnPlan(Plan):
+    """What decides the bytes of a dataset file of one's own cells.
+
+    Attributes:
+        cells: where they come from.
+        digest: of their values.
+    """
+
+    cells: OwnCells
+    digest: str
+
+    @property
+    def unit_cells(self) -> CellSource:
+        """Where the cells come from."""
+        return self.cells
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of pixels along the two lattice vectors."""
+        _, x, y = self.cells.array().shape
+        return self.resolution, y * self.resolution // x
+
+    def origin(self) -> dict[str, Any]:
+        """Return the attributes of the file that say where its cells come from."""
+        return {"family": self.family, "source": self.digest}
+
+    def words(self) -> list[str]:
+        """Return the words of the command that say where the cells come from."""
+        lattice = basis_vectors(self.cells.lattice).tolist()
+        settings = ["--name", self.family, "--lattice", str(lattice), "--resolution", str(self.resolution)]
+        return ["import-cells", self.cells.file.name, *settings]
+
+
+def import_cells(
+    source: Path,
+    /,
+    *,
+    out: Path,
+    name: str = "own",
+    lattice: list[list[float]] | str = "square",
+    resolution: int | None = None,
+    solver: Literal["rbme", "mpb"] = "rbme",
+    polarization: Literal["tm", "te"] = "tm",
+    k_points: int | None = None,
+    accuracy: float = 5e-4,
+    bands: int | None = None,
+    smoothing: float | Literal["published"] = 0.01,
+    unlabelled: bool = False,
+    keep_bands: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Make a dataset file of your own unit cells and, unless unlabelled, their densities of states.
+
+    Run the same command again after any interruption: it continues, and the file is the same bytes as if nothing had
+    happened.
+
+    Args:
+        source: array of ε in an .npy file, one cell `(x, y)` or several `(sample, x, y)`, sampled along the lattice
+            vectors.
+        out: file to write, netCDF-4/HDF5.
+        name: what the cells are called in the file, as its `family`.
+        lattice: square, hexagonal, rectangular, centred or oblique, or the two lattice vectors, such as
+            `"[[1, 0], [0, 1.5]]"`.
+        resolution: pixels along the first lattice vector, of which each is the mean of the samples in it; where not
+            given, samples are pixels. Nine samples along each pixel make labels of smooth interfaces.
+        solver: rbme is fast, mpb the reference.
+        polarization: tm (E along z) or te (H along z).
+        k_points: n of the n × n grid of wavevectors, 2 or more; where not given, each cell gets what `accuracy` needs.
+        accuracy: largest distance of a label from the k → ∞ limit, relative error.
+        bands: number of bands; where not given, as many as the label needs (10 with `keep_bands`).
+        smoothing: standard deviation of the Gaussian in scaled frequency, or "published" for the published program's.
+        unlabelled: write cells only, which takes no settings of labels.
+        keep_bands: store frequencies and group velocities too; needs `k_points`.
+        workers: worker processes on this machine; one for each core where not given.
+        scheduler: address of a running dask scheduler, whose workers then do the work, and read `source` themselves.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds no such cells, an argument is out of its range, or `out` belongs to a run of other cells
+            or settings.
+        RuntimeError: if cells failed; the file is there and its `status` says which.
+        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
+    """
+    labels = label_settings(k_points, accuracy, bands, smoothing, solver, polarization, unlabelled, keep_bands)
+    cells = OwnCells(
+        file=Path(source).absolute(), lattice=tuple(basis_vectors(lattice).reshape(-1).tolist()), name=name
+    )
+    array = cells.array()
+    resolution = array.shape[1] if resolution is None else resolution
+    checked_cells(np.array(array[:1]), bands=1, polarization=polarization, resolution=resolution)
+    plan = OwnPlan(name, len(array), 0, resolution, keep_bands, labels, cells=cells, digest=cells.checked())
+    carry_out(plan, out, workers, scheduler)
