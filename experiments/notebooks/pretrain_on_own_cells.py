@@ -25,7 +25,6 @@ from tqdm import trange
 
 import data_gen
 import photonic_essl
-from data_gen.dataset import SCHEMA_VERSION, VARIABLES, write_dataset
 from photonic_essl.plotting import draw_training
 
 # %% tags=["parameters"]
@@ -61,46 +60,27 @@ def pixels(epsilon):
 # %% [markdown]
 # ## Files
 #
-# A dataset file is epsilon with its provenance; labels where there are some. Labels are made by `data_gen.label`, which
-# takes any array; yours may come from your own solver, as D/n over the same 500 scaled frequencies.
+# `data_gen.import_cells` makes a dataset file of any array of ε, with labels unless it is told otherwise: on all cores
+# as the command `data-gen import-cells`, and from where it was if it is stopped. (Labels of your own solver go into
+# such a file with xarray; see the guide.)
 
 
 # %%
-def save(file, epsilon, labels=None):
-    """Write a dataset file of cells `(sample, x, y)`, with labels `(sample, frequency)` where given."""
-    block = {
-        "epsilon": epsilon,
-        "epsilon_mean": epsilon.mean((1, 2)),
-        "status": np.zeros(len(epsilon)),
-    }
-    fixed = {}
-    if labels is not None:
-        block["dos"], fixed["frequency"] = labels, photonic_essl.metrics.FREQUENCIES
-    write_dataset(
-        file,
-        [block],
-        samples=len(epsilon),
-        variables={name: VARIABLES[name] for name in block},
-        fixed=fixed,
-        attributes={
-            "family": "two rods",
-            "seed": 0,
-            "resolution": 32,
-            "lattice": [1.0, 0.0, 0.0, 1.0],
-            "polarization": "tm",  # of the labels
-            "schema_version": SCHEMA_VERSION,
-            "package_version": "own",
-        },
-    )
+def save(name, epsilon, **settings):
+    """Write a dataset file of cells `(sample, x, y)`."""
+    np.save(FOLDER / f"{name}.npy", epsilon)
+    data_gen.import_cells(FOLDER / f"{name}.npy", out=FOLDER / f"{name}.h5", name="two rods", workers=1, **settings)
 
 
-save(FOLDER / "unlabelled.h5", np.stack([pixels(own_cell(np.random.default_rng((0, i)))) for i in trange(CELLS)]))
-fine = [own_cell(np.random.default_rng((1, i))) for i in range(LABELS)]
-labels = np.stack([data_gen.label(fine[i], accuracy=2e-3, resolution=32)["dos"].values for i in trange(LABELS)])
-epsilon = np.stack([pixels(cell) for cell in fine])
+def drawn(seed, first, last):
+    """Return cells of a seed."""
+    return [own_cell(np.random.default_rng((seed, i))) for i in trange(first, last)]
+
+
 test = LABELS // 4
-save(FOLDER / "test.h5", epsilon[:test], labels[:test])
-save(FOLDER / "labelled.h5", epsilon[test:], labels[test:])
+save("unlabelled", [pixels(cell) for cell in drawn(0, 0, CELLS)], unlabelled=True)
+save("test", drawn(1, 0, test), resolution=32, accuracy=2e-3)
+save("labelled", drawn(1, test, LABELS), resolution=32, accuracy=2e-3)
 
 # %% [markdown]
 # ## Which symmetries
