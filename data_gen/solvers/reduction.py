@@ -89,8 +89,9 @@ def _at_the_edge(
     waves = operator.grid.edge_waves
     floor = (operator.floor(k).flatten(2) / highest[..., None]).amin(0)
     floors = [torch.minimum(part[here], part[there]) for part, (here, there, _) in zip(floor, waves)]
-    wanted = max(int((part < 1).sum()) for part in floors)
-    count = min(wanted, *(int(part.isfinite().sum()) for part in floors))
+    # At all points at once: a GPU is waited for a single time.
+    low, finite = torch.stack([torch.stack([(part < 1).sum(), part.isfinite().sum()]) for part in floors]).T.tolist()
+    count = min(max(low), *finite)
     if not count:
         return None
     spectrum = torch.zeros((len(k), count, operator.grid.points), dtype=torch.complex128, device=k.device)
