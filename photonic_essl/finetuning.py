@@ -23,7 +23,7 @@ from photonic_essl.recipes import default_encoder, load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
-from photonic_essl.symmetry import TransformGroup, group, lattice_symmetries, published_groups
+from photonic_essl.symmetry import TransformGroup, fitting_group, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit, own_random_numbers, resolved_precision
 
 VALIDATION_CELLS = 500
@@ -87,8 +87,7 @@ def finetune(
             first approximation alone; that of `pretrained` or of the recipe where not given.
         family: whose published invariance group to use, blob or gpm; where not given, that of the recipe (few-labels:
             `lattice`), or else that of the data's family.
-        invariance: group whose transformations augment the training cells, of the names that `pretrain` lists;
-            `lattice` for all that any cell's density of states is invariant to.
+        invariance: group whose transformations augment the training cells, of the names that `pretrain` lists.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
         plane_waves: largest |G|, in 2π/a, of the plane waves of the first approximation; 0 for none.
         head: widths of the hidden layers behind the representation and the first approximation.
@@ -349,11 +348,8 @@ def augmentation_group(cells: Cells, family: str | None = None, invariance: str 
     Raises:
         ValueError: if nothing was published for the family, or the group does not fit the cells.
     """
-    if invariance == "lattice":
-        return lattice_symmetries(cells.grid, cells.lattice)
-    chosen = group(invariance) if invariance else published_groups(family or cells.attributes["family"])[0]
-    chosen.check_fits(cells.grid, cells.lattice)
-    return chosen
+    name = invariance or published_groups(family or cells.attributes["family"])[0].name
+    return fitting_group(name, cells.grid, cells.lattice)
 
 
 def new_regressor(encoder: str, grid: tuple[int, int], seed: int, **settings: Any) -> Regressor:

@@ -18,7 +18,7 @@ from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder
-from photonic_essl.symmetry import TransformGroup, group, identity, published_groups
+from photonic_essl.symmetry import TransformGroup, fitting_group, identity, published_groups
 from photonic_essl.training import (
     SeededModule,
     derived_seed,
@@ -79,7 +79,7 @@ def pretrain(
         family: whose published groups to use: blob or gpm; that of the data where not given.
         invariance: group whose transformations make the views: translations, translations/n (by 1/n of the cell),
             half-turn, quarter-turns, mirrors, square, rhombus, hexagon, rescaling (of ε), identity, or a product such
-            as `"mirrors * quarter-turns"`.
+            as `"mirrors * quarter-turns"`; or `lattice` for all that any cell's density of states is invariant to.
         equivariance: group, of the same names, whose elements are predicted (or added to the views by `simclr+t`).
         prediction: task: absolute, relative or continuous.
         weight: of the prediction loss beside the invariance loss.
@@ -235,12 +235,11 @@ def named_groups(
         raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
     if transformation == "unused":
         equivariance = equivariance or "identity"
-    if invariance is None or equivariance is None:
+    names = [invariance, equivariance]
+    if None in names:
         published = published_groups(family or cells.attributes.get("family", "unknown"))
-    views = group(invariance) if invariance is not None else published[0]
-    asked = group(equivariance) if equivariance is not None else published[1]
-    for chosen in (views, asked):
-        chosen.check_fits(cells.grid, cells.lattice)
+        names = [group.name if name is None else name for name, group in zip(names, published)]
+    views, asked = (fitting_group(name, cells.grid, cells.lattice) for name in names if name is not None)
     if transformation == "predicted" and asked.permittivity_range:
         raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
     if transformation == "predicted" and asked.order(cells.grid) == 1:

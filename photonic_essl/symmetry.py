@@ -428,6 +428,24 @@ def lattice_symmetries(grid: tuple[int, int], lattice: Float[Tensor, "2 2"]) -> 
     return translations() * half_turn()
 
 
+def fitting_group(name: str, grid: tuple[int, int], lattice: Float[Tensor, "2 2"]) -> TransformGroup:
+    """Return the group of a name, for cells of a grid and lattice.
+
+    Args:
+        name: as for `group`, or `lattice`: what `lattice_symmetries` gives.
+        grid: number of points along the two lattice vectors.
+        lattice: lattice vectors, one a row.
+
+    Raises:
+        ValueError: if there is no such group, or it does not map such cells onto themselves.
+    """
+    if name == "lattice":
+        return lattice_symmetries(grid, lattice)
+    chosen = group(name)
+    chosen.check_fits(grid, lattice)
+    return chosen
+
+
 PUBLISHED_GROUPS = {
     "blob": ("mirrors * quarter-turns", "translations/2"),
     "gpm": ("translations * mirrors", "quarter-turns"),
@@ -449,7 +467,7 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     if family not in PUBLISHED_GROUPS:
         raise ValueError(
             f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}: name "
-            "`invariance`, such as `mirrors * quarter-turns` (or, to fine-tune, `lattice`: all that no density of "
+            "`invariance`, such as `mirrors * quarter-turns` (or `lattice`: all that no density of "
             "states sees), and, for pre-training that predicts, `equivariance`, such as `translations/2`."
         )
     invariance, equivariance = PUBLISHED_GROUPS[family]

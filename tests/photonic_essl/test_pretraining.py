@@ -416,6 +416,11 @@ def test_overridden_widths_are_those_of_the_layers(unlabelled, tmp_path, monkeyp
     assert {"momentum": 0.5, **widths}.items() <= settings.items()
 
 
+def test_views_may_be_by_all_that_no_density_of_states_sees(unlabelled, tmp_path):
+    pretrain(unlabelled, tmp_path / "run", recipe="simclr", invariance="lattice", **SMALL)
+    assert read_record(tmp_path / "run" / "run.json")["settings"]["invariance"] == "translations * square"
+
+
 def test_views_that_hold_what_is_to_be_predicted_are_warned_of(unlabelled, tmp_path):
     with pytest.warns(UserWarning, match="`square` holds all of `quarter-turns`: the representation is asked to be"):
         pretrain(unlabelled, tmp_path / "run", invariance="square", equivariance="quarter-turns", **SMALL)
