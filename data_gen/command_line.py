@@ -183,7 +183,7 @@ def _outline(command: Command) -> Callable[..., Any]:
     source = importlib.util.find_spec(module)
     if source is None or source.origin is None:
         raise ModuleNotFoundError(f"no module named {module!r}")
-    tree = ast.parse(Path(source.origin).read_text())
+    tree = ast.parse(Path(source.origin).read_bytes())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     function.body, function.returns = function.body[:1], None
     namespace: dict[str, Any] = {"Path": Path, "Literal": Literal}

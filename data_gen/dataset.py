@@ -132,8 +132,8 @@ def open_array(path: str | Path) -> np.ndarray:
         raise FileNotFoundError(f"there is no file {path}.")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, TypeError, EOFError, OSError) as error:  # numpy's own words advise to unpickle
-        raise ValueError(f"{path} is no .npy file of numbers, or damaged ({type(error).__name__}).") from None
+    except (ValueError, TypeError, EOFError, OSError):  # numpy's own words advise to unpickle
+        raise ValueError(f"{path} is no .npy file of numbers, or damaged.") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         held = getattr(array, "dtype", "several arrays")
         raise ValueError(f"{path} is no .npy file of real numbers: it holds {held}.")
@@ -336,6 +336,8 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
+    if Path(path).suffix == ".npy":
+        raise ValueError(f"{path} is an array, not a dataset file; `data-gen import-cells` makes one of it")
     sealed = check_seal(path)
     try:
         with h5py.File(path) as file:  # h5netcdf prints a traceback where this fails

@@ -42,7 +42,7 @@ from data_gen.unit_cells import CellSource, unit_cell_family
 from data_gen.workers import keep_freed_memory, one_thread, run_chunks
 
 _USUAL = asdict(LabelSettings())
-CELLS_PER_CHUNK = {"mpb": 1, "rbme": 32, "unlabelled": 512}
+CELLS_PER_CHUNK = {"mpb": 1, "rbme": 8, "unlabelled": 512}
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,16 @@ class Plan:
         """Return the words of the command that say where the cells come from."""
         given = {name: getattr(self, name) for name in ("plane_group", "cutoff", "samples", "seed", "resolution")}
         return ["generate", self.family, *_options(given)]
+
+    def described(self) -> str:
+        """Return what the cells and labels are, in a few words."""
+        labels = "" if self.labels is None else f"{self.labels.polarization.upper()}, "
+        vectors = ", ".join(f"({x:.4g}, {y:.4g})" for x, y in basis_vectors(self.unit_cells.lattice).tolist())
+        return f"{self.family} ({labels}lattice {vectors}, {self.grid[0]} × {self.grid[1]} pixels)"
+
+    def agrees(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Return whether the cells of a chunk are those of this plan, as those of a family always are."""
+        return True
 
     def check(self) -> None:
         """Raise `ValueError` if a setting is out of its range."""
@@ -181,38 +191,43 @@ def generate(
 
     Raises:
         ValueError: if an argument is out of its range, or `out` belongs to a run of other settings.
-        RuntimeError: if cells failed; the file is there and its `status` says which.
+        RuntimeError: if cells failed; the file is there and its `status` says which. Or if no worker processes can be
+            started, as in a script that does not keep them from running it themselves.
         OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
     """
-    labels = label_settings(k_points, accuracy, bands, smoothing, solver, polarization, unlabelled, keep_bands)
+    labels = label_settings(
+        unlabelled,
+        keep_bands,
+        k_points=k_points,
+        accuracy=accuracy,
+        bands=bands,
+        smoothing=smoothing,
+        solver=solver,
+        polarization=polarization,
+    )
     carry_out(Plan(family, samples, seed, resolution, keep_bands, labels, plane_group, cutoff), out, workers, scheduler)
 
 
-def label_settings(
-    k_points: int | None,
-    accuracy: float,
-    bands: int | None,
-    smoothing: float | str,
-    solver: str,
-    polarization: str,
-    unlabelled: bool,
-    keep_bands: bool,
-) -> LabelSettings | None:
-    """Return how cells are to be labelled, as the arguments of a command say it; None for cells only.
+def label_settings(unlabelled: bool, keep_bands: bool, **settings: Any) -> LabelSettings | None:
+    """Return how cells are to be labelled; None for cells only.
+
+    Args:
+        unlabelled: whether cells only are wanted.
+        keep_bands: whether bands are to be stored, of which there then have to be so many in every cell.
+        settings: of `LabelSettings`.
 
     Raises:
         ValueError: if settings of labels are given for cells only.
     """
-    if keep_bands and not unlabelled and bands is None:
-        bands = BANDS
-    if isinstance(smoothing, numbers.Real):
-        smoothing = float(smoothing)  # of numpy's, which a file's record would not hold
-    labels = LabelSettings(k_points, accuracy, bands, smoothing, solver, polarization)
-    if not unlabelled:
-        return labels
-    if unused := [name for name, value in asdict(labels).items() if value != _USUAL[name]]:
-        raise ValueError(f"`unlabelled` cells have no use for {', '.join(f'`{name}`' for name in unused)}")
-    return None
+    if unlabelled:
+        if unused := [f"`{name}`" for name, value in settings.items() if value != _USUAL[name]]:
+            raise ValueError(f"`unlabelled` cells have no use for {', '.join(unused)}")
+        return None
+    if keep_bands and settings["bands"] is None:
+        settings["bands"] = BANDS
+    if isinstance(settings["smoothing"], numbers.Real):
+        settings["smoothing"] = float(settings["smoothing"])  # of numpy's, which a file's record would not hold
+    return LabelSettings(**settings)
 
 
 def carry_out(plan: Plan, out: str | Path, workers: int | None, scheduler: str | None) -> None:
@@ -241,7 +256,7 @@ def carry_out(plan: Plan, out: str | Path, workers: int | None, scheduler: str |
         with open_shards(out, attributes) as shards:
             _fill(shards, plan, workers, scheduler)
             failed = _assemble(out, shards, plan)
-        print(f"wrote {out}: {plan.samples} cells of {plan.family}, {failed} failed")
+        print(f"wrote {out}: {plan.samples} cells of {plan.described()}, {failed} failed")
     if failed:
         raise RuntimeError(f"{failed} of {plan.samples} cells failed; `status` and `error_message` say which and why")
 
@@ -260,7 +275,10 @@ def provenance(plan: Plan) -> dict[str, Any]:
         COMMIT: package_commit() or "unknown",
         "command": plan.command(),
     }
-    return attributes if plan.labels is None else attributes | label_provenance(plan.labels)
+    if plan.labels is not None:
+        attributes |= label_provenance(plan.labels)
+    # Numbers of numpy's are Python's here: a plan is kept as JSON.
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in attributes.items()}
 
 
 def label_provenance(settings: LabelSettings) -> dict[str, str | int | float]:
@@ -339,6 +357,8 @@ def _fill(shards: Shards, plan: Plan, workers: int | None, scheduler: str | None
         return
     compute, fail = functools.partial(compute_chunk, plan), functools.partial(failed_cell, plan)
     done = plan.samples - sum(stop - start for start, stop in missing)
+    if len(chunks) == 1:  # not worth the seconds that processes take to start
+        workers = 1
     with tqdm(total=plan.samples, initial=done, unit="cell", desc=plan.family, file=sys.stderr) as progress:
         for chunk, arrays in run_chunks(compute, fail, join, missing, workers, scheduler):
             shards.write(chunk, arrays)
@@ -355,6 +375,9 @@ def _assemble(out: Path, shards: Shards, plan: Plan) -> int:
             arrays = shards.read(chunk)
             if arrays is None:
                 raise OSError(f"the shard of cells {chunk[0]} to {chunk[1] - 1} was damaged meanwhile; run it again")
+            if not plan.agrees(chunk, arrays):
+                shards.remove(chunk)
+                raise OSError(f"cells {chunk[0]} to {chunk[1] - 1} were changed meanwhile; run it again")
             failed += int((arrays["status"] == STATUS_FAILED).sum())
             yield arrays
 
@@ -377,6 +400,8 @@ def _failed_in_finished(out: Path, attributes: dict[str, Any]) -> int | None:
         found = {name: np.asarray(value).tolist() for name, value in dataset.attrs.items()}
         failed = int((dataset["status"].values == STATUS_FAILED).sum())
     for name, value in attributes.items():
+        if name == "source" and found.get(name, value) != value:
+            raise ValueError(f"{out} exists, and was made from other cells; give another `out`, or remove it first")
         if name != COMMIT and found.get(name) != value:
             raise ValueError(
                 f"{out} exists, with {name} {found.get(name)!r}, and this run asks for {value!r}; remove it first"

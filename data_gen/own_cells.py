@@ -1,18 +1,21 @@
 """Cells of one's own: from an array of ε to a dataset file, with labels, as `generate` makes one of a family."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from data_gen.dataset import open_array
 from data_gen.generation import Plan, carry_out, label_settings
 from data_gen.lattices import basis_vectors
+from data_gen.shards import Chunk
 from data_gen.solvers.contract import checked_cells
+from data_gen.solvers.smoothing import block_mean
 from data_gen.unit_cells import CellSource, Parameter, UnitCell
 
 CELLS_READ_AT_ONCE = 256
@@ -44,14 +47,15 @@ class OwnCells(CellSource):
         return array if array.ndim == 3 else array[None]
 
     def checked(self) -> str:
-        """Look at all cells and return the SHA-256 of their values; raises `ValueError` where ε is not positive."""
-        digest = hashlib.sha256()
+        """Look at all cells and return the SHA-256 of shape and values; raises `ValueError` where ε is not positive."""
+        digest = hashlib.sha256(repr(self.array().shape).encode())
         for start, block in self._blocks():
-            good = (np.isfinite(block) & (block > 0)).all((1, 2))
+            stored = block.astype(np.float32)
+            good = (np.isfinite(stored) & (stored > 0)).all((1, 2))
             if not good.all():
                 raise ValueError(
-                    f"{self.file}: ε must be finite and positive everywhere, which it is not in cell "
-                    f"{start + int(good.argmin())}"
+                    f"{self.file}: ε must be finite and positive everywhere, in single precision, which it is not in "
+                    f"cell {start + int(good.argmin())}"
                 )
             digest.update(block.tobytes())
         return digest.hexdigest()
@@ -76,11 +80,9 @@ class OwnPlan(Plan):
 
     Attributes:
         cells: where they come from.
-        digest: of their values.
     """
 
     cells: OwnCells
-    digest: str
 
     @property
     def unit_cells(self) -> CellSource:
@@ -95,7 +97,13 @@ class OwnPlan(Plan):
 
     def origin(self) -> dict[str, Any]:
         """Return the attributes of the file that say where its cells come from."""
-        return {"family": self.family, "source": self.digest}
+        return {"family": self.family, "source": self.cells.checked()}
+
+    def agrees(self, chunk: Chunk, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Return whether the cells of a chunk are still those of the file, which may change while others work."""
+        fine = np.array(self.cells.array()[slice(*chunk)], dtype=np.float64)
+        pixels = block_mean(torch.from_numpy(fine), self.cells.fine_samples_per_pixel(self.resolution))
+        return np.array_equal(pixels.to(torch.float32).numpy(), arrays["epsilon"])
 
     def words(self) -> list[str]:
         """Return the words of the command that say where the cells come from."""
@@ -134,9 +142,10 @@ def import_cells(
         out: file to write, netCDF-4/HDF5.
         name: what the cells are called in the file, as its `family`.
         lattice: square, hexagonal, rectangular, centred or oblique, or the two lattice vectors, such as
-            `"[[1, 0], [0, 1.5]]"`.
+            `"[[1, 0], [0, 1.5]]"`, in units of a, to which frequencies in 2πc/a refer.
         resolution: pixels along the first lattice vector, of which each is the mean of the samples in it; where not
-            given, samples are pixels. Nine samples along each pixel make labels of smooth interfaces.
+            given, samples are pixels. Nine samples along each pixel make labels of smooth interfaces; what the pixels
+            themselves leave out, which is more than `dos_error` at 32 and several times that at 16, no label says.
         solver: rbme is fast, mpb the reference.
         polarization: tm (E along z) or te (H along z).
         k_points: n of the n × n grid of wavevectors, 2 or more; where not given, each cell gets what `accuracy` needs.
@@ -152,15 +161,27 @@ def import_cells(
         FileNotFoundError: if there is no such file.
         ValueError: if it holds no such cells, an argument is out of its range, or `out` belongs to a run of other cells
             or settings.
-        RuntimeError: if cells failed; the file is there and its `status` says which.
-        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
+        RuntimeError: if cells failed; the file is there and its `status` says which. Or if no worker processes can be
+            started, as in a script that does not keep them from running it themselves.
+        OSError: if the file or its shards cannot be written, `source` changes meanwhile, or MPB is asked for and cannot
+            be had.
     """
-    labels = label_settings(k_points, accuracy, bands, smoothing, solver, polarization, unlabelled, keep_bands)
+    if Path(out).absolute() == Path(source).absolute():
+        raise ValueError(f"`out` must be another file than `source`, got {out} for both")
+    labels = label_settings(
+        unlabelled,
+        keep_bands,
+        k_points=k_points,
+        accuracy=accuracy,
+        bands=bands,
+        smoothing=smoothing,
+        solver=solver,
+        polarization=polarization,
+    )
     cells = OwnCells(
         file=Path(source).absolute(), lattice=tuple(basis_vectors(lattice).reshape(-1).tolist()), name=name
     )
     array = cells.array()
     resolution = array.shape[1] if resolution is None else resolution
-    checked_cells(np.array(array[:1]), bands=1, polarization=polarization, resolution=resolution)
-    plan = OwnPlan(name, len(array), 0, resolution, keep_bands, labels, cells=cells, digest=cells.checked())
-    carry_out(plan, out, workers, scheduler)
+    checked_cells(np.array(array[:1], dtype=np.float64), bands=1, polarization=polarization, resolution=resolution)
+    carry_out(OwnPlan(name, len(array), 0, resolution, keep_bands, labels, cells=cells), out, workers, scheduler)

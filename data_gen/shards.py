@@ -50,6 +50,10 @@ class Shards:
         with np.load(io.BytesIO(body), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
+    def remove(self, chunk: Chunk) -> None:
+        """Forget the arrays of a chunk."""
+        self._path(chunk).unlink()
+
     def _path(self, chunk: Chunk) -> Path:
         return self.folder / f"cells-{chunk[0]:09d}-{chunk[1]:09d}.shard"
 
@@ -86,6 +90,8 @@ def _agreed(folder: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     path = folder / "plan.json"
     found = json.loads(path.read_text()) if any(folder.glob("*.shard")) else plan
     differences = [key for key in plan if key != COMMIT and found.get(key) != plan[key]]
+    if differences[1:]:  # the command says again what the rest says
+        differences = [key for key in differences if key != "command"]
     if differences:
         there = ", ".join(f"{key} {found.get(key)!r}" for key in differences)
         asked = ", ".join(f"{key} {plan[key]!r}" for key in differences)

@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
@@ -45,8 +46,8 @@ def run_chunks(
         fail: (index, message) → arrays that record that this cell failed.
         join: arrays of consecutive cells → arrays of all of them.
         chunks: what to compute.
-        workers: processes of a local cluster, at most; one for each core where None. For one, or for one chunk, there
-            is none: the work is done in this process.
+        workers: processes of a local cluster; one for each core where None. One works in this process, which then ends
+            with whatever cell ends it.
         scheduler: address of an existing dask scheduler to use instead.
 
     Raises:
@@ -54,7 +55,7 @@ def run_chunks(
         OSError: if all worker processes on this machine are gone, and none come after them.
         RuntimeError: if none can be started.
     """
-    workers = min(workers or len(os.sched_getaffinity(0)), len(chunks))
+    workers = workers or len(os.sched_getaffinity(0))
     if scheduler is None and workers == 1:
         for chunk in chunks:
             yield chunk, compute(*chunk)
@@ -136,13 +137,23 @@ def _client(workers: int, scheduler: str | None) -> Iterator["Client"]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back; threads and processes that are started here never see it, and end with what started them."""
+    """Hold Ctrl-C back; threads and processes that are started here never see it, and end with what started them.
+
+    They inherit the mask. Other threads of this process have none, and let an interrupt through to Python's handler.
+    """
+    noted: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
     resource_tracker.ensure_running()  # which lets interrupts through where it starts
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number)) if in_main_thread else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if in_main_thread:
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _local_cluster(workers: int) -> "LocalCluster":

@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
-from photonic_essl.encoders import DivergenceError, Encoder, own_network
+from photonic_essl.encoders import DivergenceError, Encoder, check_widths, own_network
 from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
-from photonic_essl.metrics import relative_error, relative_errors
+from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
 from photonic_essl.regression import Regressor, load_regressor
 from photonic_essl.runs import Run
 from photonic_essl.saving import load_folder, read_folder, weights_fingerprint
-from photonic_essl.symmetry import TransformGroup, fitting_group, published_groups
+from photonic_essl.symmetry import PUBLISHED_GROUPS, TransformGroup, fitting_group, published_groups
 from photonic_essl.training import SeededModule, derived_seed, fit, own_random_numbers, resolved_precision
 
 VALIDATION_CELLS = 500
@@ -86,7 +86,7 @@ def finetune(
         encoder: light, paper or paper-circular, your own as `module:factory`, or none, for a network that sees the
             first approximation alone; that of `pretrained` or of the recipe where not given.
         family: whose published invariance group to use, blob or gpm; where not given, that of the recipe (few-labels:
-            `lattice`), or else that of the data's family.
+            `lattice`), or else that of the data's family, or `lattice`.
         invariance: group whose transformations augment the training cells, of the names that `pretrain` lists.
         smoothing: standard deviation, in scaled frequency, of the Gaussian over what the network predicts.
         plane_waves: largest |G|, in 2π/a, of the plane waves of the first approximation; 0 for none.
@@ -121,6 +121,8 @@ def finetune(
     start = None if pretrained is None else load_pretrained(pretrained, encoder, cells)
     known = start.known if isinstance(start, Regressor) else KnownCells()
     trained_on, validated_on = split(cells, labels, label_seed, others, known)
+    if isinstance(start, Regressor):
+        say_what_it_is_made_of(start, cells, trained_on)
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -136,6 +138,9 @@ def finetune(
         cosine=cosine,
         weight_decay=weight_decay,
     )
+    check_widths("head", settings["head"])
+    if settings["minimum_steps"] < 0:
+        raise ValueError(f"`minimum_steps` must not be negative, got {settings['minimum_steps']}.")
     augmentation = augmentation_group(cells, family, invariance or (None if family else settings.get("invariance")))
     physics = {"polarization": cells.attributes["polarization"], "lattice": cells.lattice.tolist()}
     run = Run(
@@ -197,6 +202,7 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
         predicted = regressor.mean_and_spread(validated_on.epsilon)[0].numpy()
     regressor.save_pretrained(run.folder)
     error = relative_error(predicted, validated_on.dos)
+    uniform = np.tile(empty_lattice(area=validated_on.area)[:PREDICTED], (len(validated_on), 1))
     run.finish(
         steps=module.global_step,
         validation_relative_error=error,
@@ -205,7 +211,8 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
     )
     print(
         f"Regressor written to {run.folder}: {100 * error:.3g} % relative error on {len(validated_on)} validation "
-        f"cells ({run.record['seconds']:.0f} s)."
+        f"cells, {100 * relative_error(uniform, validated_on.dos):.3g} % by the empty lattice "
+        f"({run.record['seconds']:.0f} s)."
     )
     if not best.epoch:
         print("No epoch was better on these than the start, which is kept: the model is as it was before training.")
@@ -214,6 +221,19 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
             f"It has no intervals: they need {FEWEST_CELLS} validation cells, labelled ones beyond `labels` or those "
             "of a validation file."
         )
+
+
+def say_what_it_is_made_of(start: Regressor, cells: LabelledCells, trained_on: LabelledCells) -> None:
+    """Say where a regressor to start from was made for other physics, and which cells it leaves to validate on."""
+    before, now = (
+        f"{part.upper()} on the lattice {lattice.tolist()}"
+        for part, lattice in ((start.polarization, start.lattice), (cells.attributes["polarization"], cells.lattice))
+    )
+    if before != now:
+        warnings.warn(f"`pretrained` was trained for {before}, these cells are for {now}.", stacklevel=3)
+    known = start.known.among(TRAINED_ON, cells.epsilon)
+    if left_out := int((known & ~torch.isin(cell_hashes(cells.epsilon), cell_hashes(trained_on.epsilon))).sum()):
+        print(f"{left_out} cells that `pretrained` was trained on are not validated on.")
 
 
 def warn_of_labels_of_others(regressor: Regressor, cells: LabelledCells) -> None:
@@ -294,7 +314,7 @@ def check_validation(trained_on: Cells, validation: Cells, known: KnownCells) ->
     if kinds[0] != kinds[1]:
         names = "grid, lattice vectors and polarization"
         raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")
-    if shared := int(torch.isin(*(cell_hashes(part.epsilon) for part in reversed(both))).sum()):
+    if shared := int(torch.isin(cell_hashes(validation.epsilon), cell_hashes(trained_on.epsilon)).sum()):
         raise ValueError(f"{shared} of the cells to validate on are among those to train on; each must be there once.")
     if seen := int(known.among(TRAINED_ON, validation.epsilon).sum()):
         raise ValueError(f"{seen} of the cells to validate on are among those that `pretrained` was trained on.")
@@ -345,10 +365,14 @@ def copy_weights(start: Encoder | Regressor, regressor: Regressor) -> None:
 def augmentation_group(cells: Cells, family: str | None = None, invariance: str | None = None) -> TransformGroup:
     """Return the group that augments training cells: the named one, or the published one of the family.
 
+    Where nothing was published for the cells' own family, it is all that no density of states sees.
+
     Raises:
-        ValueError: if nothing was published for the family, or the group does not fit the cells.
+        ValueError: if nothing was published for a family that is asked for, or the group does not fit the cells.
     """
-    name = invariance or published_groups(family or cells.attributes["family"])[0].name
+    if family is None and cells.attributes["family"] in PUBLISHED_GROUPS:
+        family = cells.attributes["family"]
+    name = invariance or (published_groups(family)[0].name if family else "lattice")
     return fitting_group(name, cells.grid, cells.lattice)
 
 

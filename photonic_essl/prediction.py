@@ -16,7 +16,7 @@ from photonic_essl.encoders import make_network
 from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_error, relative_errors
 from photonic_essl.regression import Regressor, load_regressor
-from photonic_essl.saving import weights_fingerprint
+from photonic_essl.saving import read_folder, weights_fingerprint
 
 
 def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str | None = None) -> float:
@@ -38,7 +38,7 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
         UserWarning: if the model was trained or validated on cells of this file, itself or where it started from.
     """
     cells = load_cells(data, labelled=True)
-    regressor = _load(model, encoder, cells.grid, cells.attributes["polarization"])
+    regressor = _load(model, encoder, cells.attributes["polarization"])
     regressor.check_physics(cells.attributes["polarization"], cells.lattice)
     warn_of_known_cells(regressor, cells)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
@@ -68,7 +68,8 @@ def predict(
 
     Args:
         data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
-            `(sample, x, y)`, which is taken to be of the model's lattice and polarization.
+            `(sample, x, y)`, which is taken to be of the model's lattice and polarization, and may be sampled more
+            finely than the model's pixels by a whole factor.
         out: netCDF file to write, whose name ends in .nc.
         model: folder of a regressor; one that comes with the package where not given.
         polarization: of the densities of states; that of the dataset file or of the model where not given, or else tm.
@@ -88,13 +89,13 @@ def predict(
         raise ValueError(f"`out` must be another file than `data`, got {out} for both.")
     if Path(data).suffix == ".npy":
         epsilon = np.array(open_array(data), dtype=np.float32)
-        regressor = _load(model, encoder, epsilon.shape[-2:], polarization)
+        regressor = _load(model, encoder, polarization)
         regressor.check_physics(polarization, regressor.lattice)
         found, source = predictions(regressor, epsilon), str(data)
     else:
         cells = load_cells(data)
         own = cells.attributes.get("polarization")
-        regressor = _load(model, encoder, cells.grid, polarization or own)
+        regressor = _load(model, encoder, polarization or own)
         for asked in (polarization, own):
             regressor.check_physics(asked, cells.lattice)
         found, source = predictions(regressor, cells.epsilon[:, 0].numpy()), cells.fingerprint
@@ -121,15 +122,14 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
     return compared
 
 
-def warn_of_known_cells(regressor: Regressor, cells: Cells) -> None:
-    """Warn where a model is to be measured on cells whose labels it was made with."""
-    trained_on, validated_on = (
-        int(regressor.known.among(use, cells.epsilon).sum()) for use in (TRAINED_ON, VALIDATED_ON)
-    )
-    if trained_on or validated_on:
+def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the model") -> None:
+    """Warn where a model, called so, is to be measured on cells whose labels it was made with."""
+    trained_on, validated_on = (regressor.known.among(use, cells.epsilon) for use in (TRAINED_ON, VALIDATED_ON))
+    others = validated_on & ~trained_on
+    if trained_on.any() or others.any():
         warnings.warn(
-            f"of these {len(cells)} cells the model was trained on {trained_on} and validated or calibrated on "
-            f"{validated_on}: they say little of others.",
+            f"of these {len(cells)} cells {name} was trained on {int(trained_on.sum())} and validated or calibrated "
+            f"on {int(others.sum())} others: they say little of others.",
             stacklevel=3,
         )
 
@@ -141,9 +141,11 @@ def predictions(regressor: Regressor, epsilon: np.ndarray) -> xr.Dataset:
     return regressor.predict(epsilon).to_dataset()
 
 
-def _load(model: str | Path | None, encoder: str | None, grid: tuple[int, ...], polarization: str | None) -> Regressor:
+def _load(model: str | Path | None, encoder: str | None, polarization: str | None) -> Regressor:
     """Load a regressor, building the network of the user's own that its encoder may need."""
-    network = None if encoder is None else make_network(encoder, 1, grid)
+    network = None
+    if encoder is not None and model is not None:
+        network = make_network(encoder, 1, read_folder(model, "regressor")[0].get("grid", (32, 32)))
     return load_regressor(model, network, polarization=polarization or "tm")
 
 

@@ -87,7 +87,7 @@ def pretrain(
         off_diagonal_weight: of correlations between features, in Barlow Twins.
         epochs: passes over the data, each but for the cells that do not fill a last batch.
         batch_size: cells in a batch, over all devices together.
-        optimizer: adam, sgd or lars.
+        optimizer: adam (of the encoder `light`), sgd (of `paper`) or lars.
         learning_rate: at the start; it falls to zero by half a cosine.
         momentum: of sgd and lars.
         weight_decay: added to the gradient.
@@ -129,6 +129,8 @@ def pretrain(
         projector=projector,
         classifier=classifier,
     )
+    if momentum is not None and settings["optimizer"] == "adam":
+        raise ValueError(f"the optimizer adam has no use for `momentum`, got {momentum}.")
     if "transformation" not in settings:
         raise ValueError(f"the recipe {recipe!r} has no pre-training; give its labels to finetune.")
     if settings["transformation"] == "unused" and equivariance is not None:

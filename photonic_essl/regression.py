@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
-from photonic_essl.known_cells import VALIDATED_ON, KnownCells, cell_hashes
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.progress import with_progress
@@ -151,8 +151,8 @@ class Regressor(
 
         Args:
             epsilon: relative permittivity of one cell, shape `(x, y)`, or of several, `(sample, x, y)`, on the grid
-                that the model was trained on; numpy, torch or xarray. Arrays that do not say so are taken to be of the
-                model's lattice.
+                that the model was trained on, or one finer by a whole factor, of which pixels are the means; numpy,
+                torch or xarray. Arrays that do not say so are taken to be of the model's lattice.
             batch_size: cells at a time, symmetric copies included.
 
         Returns:
@@ -225,9 +225,12 @@ class Regressor(
             What is predicted for them, as `predict` does.
 
         Raises:
-            ValueError: as for `predict`; if there are fewer cells, or not as many true densities of states.
+            ValueError: as for `predict`; if there are fewer cells, not as many true densities of states, or cells that
+                the model was trained on.
         """
         cells = self._checked(epsilon)
+        if learnt := int(self.known.among(TRAINED_ON, cells).sum()):
+            raise ValueError(f"{learnt} of the cells to calibrate on are among those that the model was trained on.")
         mean, spread = self.mean_and_spread(cells, batch_size)
         true = torch.as_tensor(np.asarray(dos, dtype=np.float32))[..., :PREDICTED]
         if true.shape != mean.shape:
@@ -327,14 +330,21 @@ class Regressor(
             raise ValueError(f"`epsilon` must be real, got {np.asarray(epsilon).dtype}.")
         cells = torch.from_numpy(np.array(epsilon, dtype=np.float32, order="C"))  # a copy, which may be written to
         grid = self.encoder.grid
-        if cells.ndim not in (2, 3) or tuple(cells.shape[-2:]) != grid:
+        factor = max(cells.shape[-1] // grid[1], 1) if cells.ndim else 1
+        if cells.ndim not in (2, 3) or tuple(cells.shape[-2:]) != (factor * grid[0], factor * grid[1]):
             raise ValueError(
-                f"`epsilon` must have shape (x, y) or (sample, x, y) with a grid of {grid[0]} × {grid[1]}, "
-                f"got {tuple(cells.shape)}."
+                f"`epsilon` must have shape (x, y) or (sample, x, y) with a grid of {grid[0]} × {grid[1]}, or one "
+                f"finer by a whole factor, got {tuple(cells.shape)}."
             )
-        if not (torch.isfinite(cells) & (cells > 0)).all():
-            raise ValueError(f"`epsilon` must be finite and positive everywhere, got {float(cells.min()):g}.")
-        return cells.reshape(-1, 1, *grid)
+        if factor > 1:  # a pixel is the mean of the samples in it
+            cells = functional.avg_pool2d(cells.double().reshape(-1, 1, *cells.shape[-2:]), factor).float()
+        cells = cells.reshape(-1, 1, *grid)
+        good = (torch.isfinite(cells) & (cells > 0)).flatten(1)
+        if not good.all():
+            cell = int(good.all(1).long().argmin())
+            value = float(cells.flatten(1)[cell][~good[cell]][0])
+            raise ValueError(f"`epsilon` must be finite and positive everywhere, got {value:g} in cell {cell}.")
+        return cells
 
 
 def gaussian_kernel(deviation: float) -> Float32[Tensor, "400 400"]:

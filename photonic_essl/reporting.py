@@ -165,7 +165,7 @@ def _errors(models: list[_Run], test: LabelledCells, count: int, encoder: str | 
     for model in models:
         regressor = load_regressor(model.folder, model.network(test, encoder))
         regressor.check_physics(test.attributes.get("polarization"), test.lattice)
-        warn_of_known_cells(regressor, test)
+        warn_of_known_cells(regressor, test, f"the model in {model.folder}")
         predicted[model.folder.resolve().name] = regressor.predict(test.epsilon[:, 0]).values
         compared |= untrained(regressor, test)
     shown = next(iter(predicted))

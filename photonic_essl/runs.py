@@ -45,14 +45,17 @@ class Run:
             begun = {partial_of(self.record_file)}  # killed before there was a record
             if self.folder.exists() and (self.folder.is_file() or set(self.folder.iterdir()) - begun):
                 raise ValueError(f"{self.folder} exists and is not the folder of a run; choose another.")
-            self.record = {**self._asked, "finished": False, "seconds": 0.0, "sittings": []}
+            self._begin_anew()
 
     def _read(self) -> None:
         self.record = read_record(self.record_file)
-        if self.finished or self.checkpoint.exists():
+        if self.finished or self.checkpoint.exists() or any(self.folder.glob("*.safetensors")):
             _check_same(self.folder, self.record, self._asked)
-        else:
-            self.record |= self._asked
+        elif any(self.record[name] != self._asked[name] for name in self._asked):
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.record = {**self._asked, "finished": False, "seconds": 0.0, "sittings": []}
 
     @property
     def finished(self) -> bool:

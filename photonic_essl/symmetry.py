@@ -467,8 +467,8 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     if family not in PUBLISHED_GROUPS:
         raise ValueError(
             f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}: name "
-            "`invariance`, such as `mirrors * quarter-turns` (or `lattice`: all that no density of "
-            "states sees), and, for pre-training that predicts, `equivariance`, such as `translations/2`."
+            "`invariance`, such as `half-turn`, `mirrors * quarter-turns` on the square lattice, or `lattice` for all "
+            "that no density of states sees; and, where it is predicted, `equivariance`, such as `translations/2`."
         )
     invariance, equivariance = PUBLISHED_GROUPS[family]
     return group(invariance), group(equivariance)

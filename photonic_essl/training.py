@@ -121,11 +121,10 @@ class SeededModule(lightning.LightningModule):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if optimizer not in OPTIMIZERS:
             raise ValueError(f"`optimizer` must be one of {', '.join(OPTIMIZERS)}, got {optimizer!r}.")
-        if not learning_rate > 0 or not weight_decay >= 0:
-            raise ValueError(
-                f"`learning_rate` must be positive and `weight_decay` not negative, "
-                f"got {learning_rate} and {weight_decay}."
-            )
+        if not learning_rate > 0:
+            raise ValueError(f"`learning_rate` must be positive, got {learning_rate}.")
+        if not weight_decay >= 0:
+            raise ValueError(f"`weight_decay` must not be negative, got {weight_decay}.")
         if optimizer == "lars" and not weight_decay:
             raise ValueError("`weight_decay` must be positive with lars, which adapts the rate of what decays, got 0.")
         if not 0 <= momentum < 1:

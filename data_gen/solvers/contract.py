@@ -149,7 +149,7 @@ def checked_cells(
         not is_whole(resolution) or resolution < 1 or x % resolution or y % (x // resolution)
     ):
         raise ValueError(f"`resolution` must divide the fine grid {x} x {y} by a whole factor, got {resolution!r}.")
-    factor = 1 if resolution is None else x // resolution
+    factor = 1 if resolution is None else x // int(resolution)
     plane_waves = (x // factor) * (y // factor)
     if not (is_whole(bands) and 1 <= bands <= plane_waves):
         raise ValueError(

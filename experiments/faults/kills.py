@@ -39,7 +39,7 @@ Contents = dict[str, Any]
 
 
 def generate(folder: Path) -> list[str]:
-    """The command of a labelled dataset file, in four chunks on two workers."""
+    """The command of a labelled dataset file, in many chunks on two workers."""
     cells = ["--samples", "128", "--resolution", "8", "--k-points", "5", "--bands", "6", "--seed", "11"]
     return ["-m", "data_gen.cli", "generate", "blob", "--out", str(folder / "cells.h5"), "--workers", "2", *cells]
 

@@ -115,6 +115,7 @@ def test_the_file_is_the_same_after_a_kill(tmp_path):
     assert not shards.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_a_terminal_reaches_all_processes_and_is_one_line(tmp_path):
     words = [
         "generate",
@@ -141,6 +142,7 @@ def test_an_interrupt_of_a_terminal_reaches_all_processes_and_is_one_line(tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_a_script_that_processes_import_anew_is_told_so(tmp_path):
     script = tmp_path / "script.py"
     options = f"out={str(tmp_path / 'a.h5')!r}, samples=600, resolution=8, unlabelled=True, workers=2"
@@ -154,7 +156,7 @@ def test_a_script_that_processes_import_anew_is_told_so(tmp_path):
 
 def test_the_file_is_the_same_for_one_two_and_four_workers(tmp_path):
     kinds = {
-        "labelled": {"samples": 100, "k_points": 5, "bands": 6, "resolution": 8},
+        "labelled": {"samples": 32, "k_points": 5, "bands": 6, "resolution": 8},
         "unlabelled": {"samples": 1600, "unlabelled": True, "resolution": 8},
     }  # four chunks each
     for kind, options in kinds.items():

@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 import data_gen
+from data_gen import generation
 from data_gen.cli import COMMANDS
 from data_gen.command_line import run
 from data_gen.unit_cells import unit_cell_family
@@ -66,7 +67,7 @@ def test_one_cell_without_labels(tmp_path):
 
 
 def test_stopped_and_started_again_it_is_the_same_file(tmp_path):
-    np.save(tmp_path / "cells.npy", ellipses(100, (8, 12)))
+    np.save(tmp_path / "cells.npy", ellipses(24, (8, 12)))
     words = ["import-cells", tmp_path / "cells.npy", "--k-points", "5", "--bands", "12", "--workers", "1"]
     command = [sys.executable, "-m", "data_gen.cli", *words, "--out", tmp_path / "killed.h5"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -89,10 +90,44 @@ def test_the_command_in_the_file_makes_the_same_file(source, tmp_path, monkeypat
     assert (tmp_path / "b.h5").read_bytes() == (tmp_path / "a.h5").read_bytes()
 
 
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
+    source, out, options = tmp_path / "cells.npy", tmp_path / "own.h5", {"k_points": 3, "bands": 8, "workers": 1}
+    np.save(source, ellipses(20, (8, 12)))
+    whole, calls = generation.label_cells, []
+
+    def changed(*arguments, **settings):
+        calls.append(None)
+        if len(calls) == 2:
+            np.save(tmp_path / "other.npy", ellipses(20, (8, 12), seed=1))
+            (tmp_path / "other.npy").rename(source)
+        return whole(*arguments, **settings)
+
+    monkeypatch.setattr(generation, "label_cells", changed)
+    with pytest.raises(OSError, match="cells 0 to 7 were changed meanwhile; run it again"):
+        data_gen.import_cells(source, out=out, **options)
+    assert not out.exists()
+    np.save(source, ellipses(20, (8, 12)))
+    for chunk in ("the third", "none"):
+        if chunk == "none":
+            data_gen.import_cells(source, out=out, **options)
+        else:
+            with pytest.raises(OSError, match="cells 16 to 19 were changed meanwhile"):
+                data_gen.import_cells(source, out=out, **options)
+    data_gen.import_cells(source, out=tmp_path / "calm.h5", **options)
+    assert out.read_bytes() == (tmp_path / "calm.h5").read_bytes()
+
+
+def test_numbers_of_numpys_are_numbers(tmp_path):
+    np.save(tmp_path / "cells.npy", ellipses(2).astype(np.longdouble))
+    data_gen.import_cells(tmp_path / "cells.npy", out=tmp_path / "own.h5", resolution=np.int64(16), **SMALL)
+    with data_gen.open_dataset(tmp_path / "own.h5") as file:
+        assert file.attrs["resolution"] == 16
+
+
 def test_other_cells_in_the_same_file_are_another_run(source, tmp_path):
     data_gen.import_cells(source, out=tmp_path / "a.h5", unlabelled=True)
     np.save(source, ellipses(3, seed=1))
-    with pytest.raises(ValueError, match=r"a\.h5 exists, with source '"):
+    with pytest.raises(ValueError, match=r"a\.h5 exists, and was made from other cells; give another `out`"):
         data_gen.import_cells(source, out=tmp_path / "a.h5", unlabelled=True)
 
 
@@ -108,15 +143,19 @@ def test_own_cells_agree_with_mpb(source, tmp_path):
         verify(out, samples=1, source=source)
 
 
-def spoilt(cells):
-    cells[1, 3, 4] = -1.0
+def spoilt(value):
+    cells = ellipses(3)
+    cells[1, 3, 4] = value
     return cells
 
 
 @pytest.mark.parametrize(
     ("content", "words", "message"),
     [
-        (lambda: spoilt(ellipses(3)), [], "ε must be finite and positive everywhere, which it is not in cell 1"),
+        *(
+            (lambda value=value: spoilt(value), [], "in single precision, which it is not in cell 1")
+            for value in (-1.0, np.nan, 1e60, 1e-60)
+        ),
         (lambda: ellipses(3) + 0j, [], "is no .npy file of real numbers: it holds complex128"),
         (lambda: np.ones(5), [], "must hold one cell (x, y) or several (sample, x, y), got shape (5,)"),
         (lambda: np.ones((0, 8, 8)), [], "holds no cells"),
@@ -136,6 +175,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(content, words, message, tmp_p
     assert error.count("\n") == 1
     assert re.search(re.escape(message), error)
     assert [path.name for path in tmp_path.iterdir()] == ["cells.npy"]
+    assert run("data-gen", COMMANDS, ["import-cells", source, "--out", source]) == 2
+    assert "`out` must be another file than `source`" in capsys.readouterr().err
+    assert run("data-gen", COMMANDS, ["info", source]) == 2
+    assert "is an array, not a dataset file; `data-gen import-cells` makes one of it" in capsys.readouterr().err
     assert run("data-gen", COMMANDS, ["import-cells", str(tmp_path / "none.npy"), "--out", out]) == 2
     assert "there is no file" in capsys.readouterr().err
 

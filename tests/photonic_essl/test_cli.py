@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import data_gen.cli
+from data_gen import command_line
 from data_gen.command_line import run
 from photonic_essl import cli
 from photonic_essl.cli import COMMANDS
@@ -61,7 +62,12 @@ def test_help_explains_every_parameter_of_the_function(words, capsys, monkeypatc
         r"^  (?:--)?([\w-]+)(?:, --no-[\w-]+)?(?: [A-Z_]+(?: \[[A-Z_]+ \.\.\.\])?| {[\w,]+})? {2,}(\w.*)$", re.MULTILINE
     )
     explained = {name.replace("-", "_"): told for name, told in option.findall(shown)}
-    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    function = getattr(importlib.import_module(module), name)
+    assert inspect.getdoc(command_line._outline(ALL_COMMANDS[words])) == inspect.getdoc(function)
+    parameters = inspect.signature(function).parameters
+    assert list(parameters.values()) == list(
+        inspect.signature(command_line._outline(ALL_COMMANDS[words])).parameters.values()
+    )
     assert set(parameters) <= set(explained)
     for parameter in parameters.values():
         if parameter.default is parameter.empty:

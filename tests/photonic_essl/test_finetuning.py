@@ -227,6 +227,10 @@ def test_ones_own_network_is_given_again_to_load(labelled, cells, tmp_path):
         ({"recipe": "magic"}, "unknown recipe 'magic'"),
         ({"recipe": "simclr"}, "the recipe 'simclr' is for pre-training"),
         ({"encoder": "tiny"}, "unknown encoder 'tiny'"),
+        ({"head": [0]}, r"`head` must be widths of layers, at least 1 each, got \[0\]"),
+        ({"minimum_steps": -5}, "`minimum_steps` must not be negative, got -5"),
+        ({"learning_rate": 0.0}, "`learning_rate` must be positive, got 0"),
+        ({"weight_decay": -1.0}, "`weight_decay` must not be negative, got -1"),
         ({"family": "rods"}, "no groups were published for the family 'rods'"),
         ({"loss": "cubic"}, "`loss` must be one of squared, absolute, got 'cubic'"),
         ({"smoothing": 0.5}, "`smoothing` must be from 0 to 0.1, got 0.5"),
@@ -281,6 +285,19 @@ def test_bad_files_are_refused(unlabelled, labelled, tmp_path):
     pretrain(wide, tmp_path / "encoder", epochs=1, batch_size=4, progress=False)
     with pytest.raises(ValueError, match=r"an encoder of a \(64, 64\) grid, the cells have \(32, 32\)"):
         finetune(labelled, tmp_path / "run", labels=3, pretrained=tmp_path / "encoder")
+
+
+def test_a_start_from_other_physics_is_called_so(finished, tmp_path):
+    other = write_cells(tmp_path / "te.nc", 12, polarization="te")
+    with pytest.warns(UserWarning, match=r"`pretrained` was trained for TM on the lattice .*, these cells are for TE"):
+        finetune(other, tmp_path / "run", labels=5, pretrained=finished, **SMALL)
+
+
+def test_cells_of_an_unpublished_family_are_augmented_by_all_that_changes_nothing(tmp_path):
+    own = write_cells(tmp_path / "own.nc", 12, family="ellipses", lattice=[1.0, 0.0, 0.0, 1.5])
+    finetune(own, tmp_path / "run", labels=5, recipe="supervised", **SMALL)
+    settings = read_record(tmp_path / "run" / "run.json")["settings"]
+    assert settings["invariance"] == "translations * mirrors"
 
 
 def test_training_that_made_nothing_better_is_called_so(labelled, tmp_path, capsys):

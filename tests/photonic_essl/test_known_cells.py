@@ -46,23 +46,24 @@ def test_measuring_a_model_on_cells_that_it_knows_is_warned_of(finished, labelle
     known = load_regressor(finished).known
     trained_on, validated_on = (sorted(numbers(known, use, cells)) for use in (TRAINED_ON, VALIDATED_ON))
     mixed = part_of(labelled, [*trained_on[:2], *validated_on[:3]], tmp_path / "mixed.nc")
-    message = "of these 5 cells the model was trained on 2 and validated or calibrated on 3"
+    message = "of these 5 cells the model was trained on 2 and validated or calibrated on 3 others"
     with pytest.warns(UserWarning, match=message):
         evaluate(mixed, finished)
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message.replace("the model", f"the model in {finished}")):
         report(finished, out=tmp_path / "report.html", data=mixed)
     recwarn.clear()
     evaluate(write_cells(tmp_path / "new.nc", 5, seed=11), finished)
     assert not [one for one in recwarn if "the model was trained on" in str(one.message)]
 
 
-def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cells, tmp_path):
+def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cells, tmp_path, capsys):
     before = load_regressor(finished).known
     again = finetune(labelled, tmp_path / "again", labels=4, label_seed=1, pretrained=finished, **SMALL)
     first = numbers(before, TRAINED_ON, cells)
     new = set(np.flatnonzero(torch.isin(cell_hashes(cells.epsilon), cell_hashes(split(cells, 4, 1)[0].epsilon))))
     assert new - first, "it is trained on cells that its start was not"
     assert numbers(again.known, TRAINED_ON, cells) == first | new
+    assert f"{len(first - new)} cells that `pretrained` was trained on are not validated on" in capsys.readouterr().out
     validated = numbers(again.known, VALIDATED_ON, cells)
     assert validated >= set(range(20)) - first - new
     assert not (validated - numbers(before, VALIDATED_ON, cells)) & first
@@ -73,8 +74,10 @@ def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cel
         finetune(labelled, tmp_path / "g", labels=4, label_seed=1, validation=given, pretrained=finished, **SMALL)
 
 
-def test_what_intervals_were_calibrated_on_is_known(finished, tmp_path):
+def test_what_intervals_were_calibrated_on_is_known(finished, cells, tmp_path):
     model = load_regressor(finished)
+    with pytest.raises(ValueError, match="10 of the cells to calibrate on are among those that the model was trained"):
+        model.calibrate(cells.epsilon[:, 0], cells.dos)
     more = load_cells(write_cells(tmp_path / "more.nc", 60, seed=12), labelled=True)
     model.calibrate(more.epsilon[:, 0], more.dos)
     assert model.known.among(VALIDATED_ON, more.epsilon).all()

@@ -65,7 +65,7 @@ def test_smoothing_widens_a_line_by_its_width_and_keeps_its_weight():
 @pytest.mark.parametrize(
     ("epsilon", "message"),
     [
-        (np.ones((16, 16)), r"grid of 32 × 32, got \(16, 16\)"),
+        (np.ones((16, 16)), r"grid of 32 × 32, or one finer by a whole factor, got \(16, 16\)"),
         (np.ones((2, 1, 32, 32)), r"must have shape \(x, y\) or \(sample, x, y\)"),
         (np.zeros((32, 32)), "finite and positive everywhere, got 0"),
         (np.full((32, 32), 2 + 1j), "must be real, got complex128"),
@@ -223,6 +223,22 @@ def test_cells_of_a_file_are_refused_by_a_model_of_another_lattice(calibrated, t
             with pytest.raises(ValueError, match=name):
                 use(cells["epsilon"])
         assert model.predict(cells["epsilon"].values).shape == (60, 400)  # an array says nothing of itself
+
+
+def test_samples_finer_than_pixels_are_averaged(finished, tmp_path):
+    model, fine = load_regressor(finished), np.random.default_rng(0).uniform(1, 20, (2, 96, 96)).astype("f4")
+    pixels = fine.astype("f8").reshape(2, 32, 3, 32, 3).mean((2, 4))
+    np.testing.assert_allclose(model.predict(fine), model.predict(pixels), rtol=1e-5, atol=1e-5)
+    np.save(tmp_path / "fine.npy", fine)
+    np.testing.assert_array_equal(
+        predict(tmp_path / "fine.npy", tmp_path / "dos.nc", finished)["dos"], model.predict(fine)
+    )
+    for shape in ((48, 48), (64, 96), (16, 16)):
+        with pytest.raises(ValueError, match=r"with a grid of 32 × 32, or one finer by a whole factor, got \("):
+            model.predict(np.ones(shape))
+    fine[1, 5, 7] = np.nan
+    with pytest.raises(ValueError, match="must be finite and positive everywhere, got nan in cell 1"):
+        model.predict(fine)
 
 
 def test_named_dimensions_say_where_x_and_y_are(finished, tmp_path):

@@ -41,6 +41,19 @@ def test_a_run_that_is_killed_leaves_its_lock_to_no_process_that_it_forked(tmp_p
         assert len(records.read_record(tmp_path / "run.json")["sittings"]) == 2
 
 
+def test_a_run_that_left_nothing_may_be_replaced_but_never_a_model(tmp_path):
+    first, second = (runs.Run(tmp_path, "finetune", {"epochs": epochs}) for epochs in (1, 2))
+    with first.sitting():
+        (tmp_path / "logs").mkdir()
+    with second.sitting():
+        record = records.read_record(tmp_path / "run.json")
+        assert (record["settings"], len(record["sittings"])) == ({"epochs": 2}, 1)
+        assert not (tmp_path / "logs").exists()
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="holds a run with other settings"):
+        runs.Run(tmp_path, "finetune", {"epochs": 3})
+
+
 def test_what_others_did_between_the_first_look_and_the_lock_is_seen(tmp_path):
     settings = {"epochs": 1}
     one, same, other = (runs.Run(tmp_path, "finetune", given) for given in (settings, settings, {"epochs": 2}))
