@@ -122,7 +122,7 @@ def finetune(
     known = start.known if isinstance(start, Regressor) else KnownCells()
     trained_on, validated_on = split(cells, labels, label_seed, others, known)
     if isinstance(start, Regressor):
-        say_what_it_is_made_of(start, cells, trained_on)
+        say_where_it_starts(start, cells, trained_on if others is None else cells)
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -223,8 +223,8 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
         )
 
 
-def say_what_it_is_made_of(start: Regressor, cells: LabelledCells, trained_on: LabelledCells) -> None:
-    """Say where a regressor to start from was made for other physics, and which cells it leaves to validate on."""
+def say_where_it_starts(start: Regressor, cells: LabelledCells, not_validated_on: LabelledCells) -> None:
+    """Say of a regressor to start from whether it is of other physics, and how many cells to validate on it takes."""
     before, now = (
         f"{part.upper()} on the lattice {lattice.tolist()}"
         for part, lattice in ((start.polarization, start.lattice), (cells.attributes["polarization"], cells.lattice))
@@ -232,7 +232,7 @@ def say_what_it_is_made_of(start: Regressor, cells: LabelledCells, trained_on: L
     if before != now:
         warnings.warn(f"`pretrained` was trained for {before}, these cells are for {now}.", stacklevel=3)
     known = start.known.among(TRAINED_ON, cells.epsilon)
-    if left_out := int((known & ~torch.isin(cell_hashes(cells.epsilon), cell_hashes(trained_on.epsilon))).sum()):
+    if left_out := int((known & ~torch.isin(cell_hashes(cells.epsilon), cell_hashes(not_validated_on.epsilon))).sum()):
         print(f"{left_out} cells that `pretrained` was trained on are not validated on.")
 
 

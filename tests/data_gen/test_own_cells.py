@@ -66,6 +66,7 @@ def test_one_cell_without_labels(tmp_path):
         assert "dos" not in file
 
 
+@pytest.mark.slow
 def test_stopped_and_started_again_it_is_the_same_file(tmp_path):
     np.save(tmp_path / "cells.npy", ellipses(24, (8, 12)))
     words = ["import-cells", tmp_path / "cells.npy", "--k-points", "5", "--bands", "12", "--workers", "1"]
@@ -167,6 +168,7 @@ def spoilt(value):
         (lambda: ellipses(3, (22, 22)), ["--solver", "mpb"], "MPB needs a grid of even sides"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_bad_input_is_one_line_and_leaves_nothing(content, words, message, tmp_path, capsys):
     np.save(tmp_path / "cells.npy", content())
     source, out = str(tmp_path / "cells.npy"), str(tmp_path / "own.h5")
