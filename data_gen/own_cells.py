@@ -145,8 +145,8 @@ def import_cells(
         lattice: square, hexagonal, rectangular, centred or oblique, or the two lattice vectors, such as
             `"[[1, 0], [0, 1.5]]"`, in units of a, to which frequencies in 2πc/a refer.
         resolution: pixels along the first lattice vector, of which each is the mean of the samples in it; where not
-            given, samples are pixels. Nine samples along each pixel make labels of smooth interfaces; what the pixels
-            themselves leave out, which is more than `dos_error` at 32 and several times that at 16, no label says.
+            given, samples are pixels. Nine samples along each pixel make labels of smooth interfaces. What pixels leave
+            out is not in `dos_error`: compare with labels of twice as many.
         solver: rbme is fast, mpb the reference.
         polarization: tm (E along z) or te (H along z).
         k_points: n of the n × n grid of wavevectors, 2 or more; where not given, each cell gets what `accuracy` needs.
