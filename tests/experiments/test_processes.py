@@ -3,6 +3,7 @@ import sys
 import time
 
 import psutil
+import pytest
 
 PARENT = """
 import time
@@ -15,6 +16,7 @@ with process_pool(1) as pool:
 """
 
 
+@pytest.mark.slow
 def test_a_pools_processes_end_with_a_parent_that_is_killed():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "1\n"
