@@ -122,7 +122,10 @@ def finetune(
     known = start.known if isinstance(start, Regressor) else KnownCells()
     trained_on, validated_on = split(cells, labels, label_seed, others, known)
     if isinstance(start, Regressor):
-        say_where_it_starts(start, cells, trained_on if others is None else cells)
+        warn_of_other_physics(start, cells)
+    left_out = int(known.among(TRAINED_ON, cells.epsilon).sum() - known.among(TRAINED_ON, trained_on.epsilon).sum())
+    if others is None and left_out:
+        print(f"{left_out} cells that `pretrained` was trained on are not validated on.")
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -171,8 +174,9 @@ def finetune(
     regressor = new_regressor(name, cells.grid, seed, **shape, invariance=augmentation.name, **physics)
     if start:
         copy_weights(start, regressor)
-    for use, part in ((TRAINED_ON, trained_on), (VALIDATED_ON, validated_on)):
-        regressor.known.add(use, torch.cat([known.get_buffer(use), cell_hashes(part.epsilon)]))
+    regressor.known.load_state_dict(known.state_dict())
+    regressor.known.add(TRAINED_ON, trained_on.epsilon)
+    regressor.known.add(VALIDATED_ON, validated_on.epsilon)
     warn_of_labels_of_others(regressor, trained_on)
     if compile:
         regressor.encoder.compile()
@@ -223,17 +227,14 @@ def _train_and_save(module: "FineTuning", run: Run, validated_on: LabelledCells,
         )
 
 
-def say_where_it_starts(start: Regressor, cells: LabelledCells, not_validated_on: LabelledCells) -> None:
-    """Say of a regressor to start from whether it is of other physics, and how many cells to validate on it takes."""
+def warn_of_other_physics(start: Regressor, cells: Cells) -> None:
+    """Warn where a regressor to start from is of another lattice or polarization than the cells."""
     before, now = (
         f"{part.upper()} on the lattice {lattice.tolist()}"
         for part, lattice in ((start.polarization, start.lattice), (cells.attributes["polarization"], cells.lattice))
     )
     if before != now:
         warnings.warn(f"`pretrained` was trained for {before}, these cells are for {now}.", stacklevel=3)
-    known = start.known.among(TRAINED_ON, cells.epsilon)
-    if left_out := int((known & ~torch.isin(cell_hashes(cells.epsilon), cell_hashes(not_validated_on.epsilon))).sum()):
-        print(f"{left_out} cells that `pretrained` was trained on are not validated on.")
 
 
 def warn_of_labels_of_others(regressor: Regressor, cells: LabelledCells) -> None:

@@ -33,9 +33,10 @@ class KnownCells(nn.Module):
         for use in (TRAINED_ON, VALIDATED_ON):
             self.register_buffer(use, torch.zeros(0, dtype=torch.long))
 
-    def add(self, use: str, hashes: Int64[Tensor, " cell"]) -> None:
+    def add(self, use: str, epsilon: Float[Tensor, "sample channel x y"]) -> None:
         """Note cells as trained or validated on."""
-        setattr(self, use, torch.cat([self.get_buffer(use), hashes.to(self.get_buffer(use))]).unique())
+        before = self.get_buffer(use)
+        setattr(self, use, torch.cat([before, cell_hashes(epsilon).to(before)]).unique())
 
     def among(self, use: str, epsilon: Float[Tensor, "sample channel x y"]) -> Bool[Tensor, " sample"]:
         """Return which of some cells were trained or validated on."""

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
-from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.progress import with_progress
@@ -239,7 +239,7 @@ class Regressor(
                 f"got {np.shape(dos)}."
             )
         self.calibration.fit((mean - true).abs(), spread, self.difficulty(mean))
-        self.known.add(VALIDATED_ON, cell_hashes(cells))
+        self.known.add(VALIDATED_ON, cells)
         return dos_array(mean.numpy())
 
     def predicted(

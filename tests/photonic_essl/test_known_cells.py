@@ -94,7 +94,7 @@ def test_the_models_of_the_package_know_theirs(polarization):
 
 def test_state_of_another_number_of_cells_is_taken_up(cells):
     known, other = KnownCells(), KnownCells()
-    known.add(TRAINED_ON, cell_hashes(cells.epsilon))
+    known.add(TRAINED_ON, cells.epsilon)
     other.load_state_dict(known.state_dict())
     assert torch.equal(other.trained_on, known.trained_on)
     with pytest.raises(RuntimeError, match="trained_on"):
