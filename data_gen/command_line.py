@@ -175,7 +175,8 @@ def _summary(command: Command | Commands) -> str:
 def _outline(command: Command) -> Callable[..., Any]:
     """Return a function with a command's signature and docstring, that does nothing.
 
-    It is made from the source, as to import what a command needs takes many seconds.
+    It is made from the source, as to import what a command needs takes many seconds. So annotations are of built-in
+    types, `Path` and `Literal`, and defaults are literals.
     """
     if callable(command):
         return command

@@ -336,7 +336,7 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no dataset file at {path}")
-    if Path(path).suffix == ".npy":
+    if path.suffix == ".npy":
         raise ValueError(f"{path} is an array, not a dataset file; `data-gen import-cells` makes one of it")
     sealed = check_seal(path)
     try:

@@ -241,8 +241,10 @@ def carry_out(plan: Plan, out: str | Path, workers: int | None, scheduler: str |
 
     Raises:
         ValueError: if the plan, or `workers`, is out of range, or `out` belongs to a run of another plan.
-        RuntimeError: if cells failed; the file is there and its `status` says which.
-        OSError: if the file or its shards cannot be written, or MPB is asked for and cannot be had.
+        RuntimeError: if cells failed; the file is there and its `status` says which. Or if no worker processes can be
+            started.
+        OSError: if the file or its shards cannot be written, cells change meanwhile, or MPB is asked for and cannot be
+            had.
     """
     plan.check()
     if workers is not None and workers < 1:

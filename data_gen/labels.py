@@ -38,7 +38,7 @@ GRIDS = (63, 75, 105, 165)
 PART_LEFT_OF_THIRD = {"published": 0.14, "corrected": 0.055, "narrow": 0.2}
 NARROW = 0.005
 PART_LEFT_OF_HALF = {"published": 0.45, "corrected": 0.33, "narrow": 0.45}
-FEW_POINTS = 12
+FEW_POINTS = 12  # on a grid of so many along each axis, twice that part is left
 # Cells that are labelled together: bands of no more are in memory at once, however many there are.
 CELLS_AT_ONCE = 32
 # Points of a label that the paper's metric runs over.
@@ -235,10 +235,10 @@ def _about_half(n: int) -> int:
 def _part_left(n: int, kind: str) -> float:
     """Return a grid's distance from the k → ∞ limit as part of its distance from the grid of about half its points.
 
-    `PART_LEFT_OF_HALF` was found on 25 and 13 points. Where the coarser grid is closer than that, as 3 is to 4, more is
-    left, as of an error of second order. And the fewer points there are, the less the Gaussian hides what no order of
-    convergence tells, on either grid: `FEW_POINTS` was found on the five lattices, and is looked at on other cells in
-    experiments/benchmarks/stated_errors.py.
+    `PART_LEFT_OF_HALF` was found on 25 and 13 points, with a margin where corrected. Where the coarser grid is closer
+    than that, as 3 is to 4, more is left, as of an error of second order. And the fewer points there are, the less the
+    Gaussian hides what no order of convergence tells, on either grid: `FEW_POINTS` was found on the five lattices, and
+    is looked at on other cells in experiments/benchmarks/stated_errors.py.
     """
     coarser, found_on = (n / _about_half(n)) ** 2 - 1, (25 / _about_half(25)) ** 2 - 1
     return PART_LEFT_OF_HALF[kind] * max(found_on / coarser, 1.0) * (1 + (FEW_POINTS / n) ** 2)

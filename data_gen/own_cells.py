@@ -1,7 +1,7 @@
 """Cells of one's own: from an array of ε to a dataset file, with labels, as `generate` makes one of a family."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -28,12 +28,10 @@ class OwnCells(CellSource):
     Attributes:
         file: array of ε, `(x, y)` or `(sample, x, y)`.
         lattice: lattice vectors, one after the other.
-        name: what the cells are called.
     """
 
     file: Path
     lattice: tuple[float, ...]
-    name: str
     parameters = MappingProxyType[str, Parameter]({})
 
     def array(self) -> np.ndarray:
@@ -48,8 +46,10 @@ class OwnCells(CellSource):
 
     def checked(self) -> str:
         """Look at all cells and return the SHA-256 of shape and values; raises `ValueError` where ε is not positive."""
-        digest = hashlib.sha256(repr(self.array().shape).encode())
-        for start, block in self._blocks():
+        array = self.array()
+        digest = hashlib.sha256(repr(array.shape).encode())
+        for start in range(0, len(array), CELLS_READ_AT_ONCE):
+            block = np.ascontiguousarray(array[start : start + CELLS_READ_AT_ONCE], dtype=np.float64)
             with np.errstate(over="ignore"):
                 stored = block.astype(np.float32)
             good = (np.isfinite(stored) & (stored > 0)).all((1, 2))
@@ -60,11 +60,6 @@ class OwnCells(CellSource):
                 )
             digest.update(block.tobytes())
         return digest.hexdigest()
-
-    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        array = self.array()
-        for start in range(0, len(array), CELLS_READ_AT_ONCE):
-            yield start, np.ascontiguousarray(array[start : start + CELLS_READ_AT_ONCE], dtype=np.float64)
 
     def draw(self, seed: int, index: int, resolution: int) -> UnitCell:
         """Return a cell of the file."""
@@ -179,9 +174,7 @@ def import_cells(
         solver=solver,
         polarization=polarization,
     )
-    cells = OwnCells(
-        file=Path(source).absolute(), lattice=tuple(basis_vectors(lattice).reshape(-1).tolist()), name=name
-    )
+    cells = OwnCells(file=Path(source).absolute(), lattice=tuple(basis_vectors(lattice).reshape(-1).tolist()))
     array = cells.array()
     resolution = array.shape[1] if resolution is None else resolution
     checked_cells(np.array(array[:1], dtype=np.float64), bands=1, polarization=polarization, resolution=resolution)

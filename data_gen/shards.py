@@ -90,7 +90,7 @@ def _agreed(folder: Path, out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     path = folder / "plan.json"
     found = json.loads(path.read_text()) if any(folder.glob("*.shard")) else plan
     differences = [key for key in plan if key != COMMIT and found.get(key) != plan[key]]
-    if differences[1:]:  # the command says again what the rest says
+    if len(differences) > 1:  # the command says again what the rest says
         differences = [key for key in differences if key != "command"]
     if differences:
         there = ", ".join(f"{key} {found.get(key)!r}" for key in differences)

@@ -56,13 +56,11 @@ class CellSource(ABC):
     """Where the cells of a dataset come from: a family that they are drawn from, or a file of somebody's own.
 
     Attributes:
-        name: what users call it.
         lattice: the lattice of its cells, as `data_gen.lattices.basis_vectors` takes it.
         plane_group: the symmetry that every cell has, a name of `data_gen.plane_groups.PLANE_GROUPS`.
         parameters: meaning of each parameter, by name.
     """
 
-    name: str
     lattice: str | tuple[float, ...] = "square"
     plane_group: str = "p1"
     parameters: Mapping[str, Parameter]
@@ -77,8 +75,14 @@ class CellSource(ABC):
 
 
 class UnitCellFamily(CellSource):
-    """A family of two-material cells, each drawn from its seed and index."""
+    """A family of two-material cells, each drawn from its seed and index.
 
+    Attributes:
+        name: what users call it.
+        lattice: a name of `data_gen.lattices.LATTICES`.
+    """
+
+    name: str
     lattice: str = "square"
 
     @abstractmethod

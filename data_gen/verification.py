@@ -81,7 +81,7 @@ def cell_source(attributes: Mapping[str, Any], source: Path | None) -> CellSourc
         return family_of(attributes)
     if source is None:
         raise ValueError("`source` must name the .npy file that these cells are from, got none")
-    cells = OwnCells(file=Path(source), lattice=tuple(np.ravel(attributes["lattice"])), name=str(attributes["family"]))
+    cells = OwnCells(file=Path(source), lattice=tuple(np.ravel(attributes["lattice"])))
     if cells.checked() != attributes["source"]:
         raise ValueError(f"{source} is not what these cells are from, or was changed")
     return cells

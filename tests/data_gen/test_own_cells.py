@@ -108,12 +108,9 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path, monkeypatch):
         data_gen.import_cells(source, out=out, **options)
     assert not out.exists()
     np.save(source, ellipses(20, (8, 12)))
-    for chunk in ("the third", "none"):
-        if chunk == "none":
-            data_gen.import_cells(source, out=out, **options)
-        else:
-            with pytest.raises(OSError, match="cells 16 to 19 were changed meanwhile"):
-                data_gen.import_cells(source, out=out, **options)
+    with pytest.raises(OSError, match="cells 16 to 19 were changed meanwhile"):
+        data_gen.import_cells(source, out=out, **options)
+    data_gen.import_cells(source, out=out, **options)
     data_gen.import_cells(source, out=tmp_path / "calm.h5", **options)
     assert out.read_bytes() == (tmp_path / "calm.h5").read_bytes()
 
