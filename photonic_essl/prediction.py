@@ -129,7 +129,7 @@ def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the mod
     if trained_on.any() or others.any():
         warnings.warn(
             f"of these {len(cells)} cells {name} was trained on {int(trained_on.sum())} and validated or calibrated "
-            f"on {int(others.sum())} others: they say little of others.",
+            f"on {int(others.sum())} others: errors on these say little of new cells.",
             stacklevel=3,
         )
 

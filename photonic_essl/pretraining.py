@@ -237,11 +237,11 @@ def named_groups(
         raise ValueError(f"`transformation` must be one of {', '.join(ROLES)}, got {transformation!r}.")
     if transformation == "unused":
         equivariance = equivariance or "identity"
-    names = [invariance, equivariance]
-    if None in names:
+    if invariance is None or equivariance is None:
         published = published_groups(family or cells.attributes.get("family", "unknown"))
-        names = [group.name if name is None else name for name, group in zip(names, published)]
-    views, asked = (fitting_group(name, cells.grid, cells.lattice) for name in names if name is not None)
+        invariance = published[0].name if invariance is None else invariance
+        equivariance = published[1].name if equivariance is None else equivariance
+    views, asked = (fitting_group(name, cells.grid, cells.lattice) for name in (invariance, equivariance))
     if transformation == "predicted" and asked.permittivity_range:
         raise ValueError(f"`{asked.name}` rescales ε by any factor, which no task here predicts.")
     if transformation == "predicted" and asked.order(cells.grid) == 1:

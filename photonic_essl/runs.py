@@ -20,7 +20,7 @@ from photonic_essl.records import environment, read_record, write_record
 class Run:
     """A run in a folder, new or continued; its record is `run.json`, written by the first of its processes.
 
-    A run that was stopped before its first checkpoint has left nothing to go on from, and any other may begin there.
+    A run that has left neither a checkpoint nor a model has nothing to go on from, and any other may begin there.
 
     Args:
         folder: where everything of the run is written.
