@@ -77,7 +77,7 @@ def test_the_error_of_a_label_on_any_grid_is_not_understated(n):
 @pytest.mark.parametrize("n", [6, 9])
 def test_nor_on_a_coarse_grid_of_another_lattice(n, lattice):
     x, y = np.meshgrid(*[np.arange(12) / 12] * 2, indexing="ij")
-    cell = np.where(np.cos(2 * np.pi * x) + np.cos(2 * np.pi * (y - 0.2 * x)) > 0.3, 11.0, 1.0)
+    cell = np.where(np.cos(2 * np.pi * x) + np.cos(2 * np.pi * (y - 0.2 * x)) > -0.5, 5.0, 1.0)
     settings = {"lattice": lattice, "bands": 14}
     label, fine = (data_gen.label(cell, k_points=points, **settings) for points in (n, 61))
     assert 0 < off(label, fine) <= float(label["dos_error"])

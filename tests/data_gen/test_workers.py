@@ -1,6 +1,7 @@
 import functools
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -37,6 +38,26 @@ def test_workers_that_are_gone_are_said_and_not_waited_for(monkeypatch):
         pytest.raises(OSError, match="all worker processes are gone"),
     ):
         list(workers._run_on_dask(client, range, *record, [(0, 1)]))
+
+
+def test_an_interrupt_while_workers_start_comes_once_they_have():
+    started, idle = [], threading.Event()
+    other = threading.Thread(target=idle.wait)  # as that of a progress bar, which lets interrupts through
+
+    def start():
+        with workers._interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            other.join(0.2)
+            started.append("workers")
+
+    other.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    finally:
+        idle.set()
+    assert started == ["workers"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_no_scheduler_at_an_address_is_one_line(tmp_path, capsys, monkeypatch):
