@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from photonic_essl.convolutions import PeriodicConvolution, WindowConvolution
+from photonic_essl.pooling import NormalisedMaxPool
 from photonic_essl.saving import MODEL_CARD, SavedModel, one_line
 from photonic_essl.standardisation import PERMITTIVITY_RANGE, FixedRange, ScaleFree
 
@@ -77,7 +78,7 @@ def paper_network(channels: int = 1, grid: tuple[int, int] = (32, 32), periodic:
             convolution = PeriodicConvolution(inputs, outputs, 7)
         else:
             convolution = nn.Conv2d(inputs, outputs, 7, padding=3, bias=False)
-        stages += [convolution, nn.BatchNorm2d(outputs), nn.MaxPool2d(pool), nn.ReLU(inplace=True)]
+        stages += [convolution, NormalisedMaxPool(outputs, pool), nn.ReLU(inplace=True)]
     pooled = 256 * (grid[0] // 32) * (grid[1] // 32)
     head = nn.Sequential(nn.Flatten(), nn.Linear(pooled, 1024), nn.ReLU(), nn.Linear(1024, 1024))
     return ConvolutionalNetwork(nn.Sequential(*stages), head, stride=32 if periodic else None)

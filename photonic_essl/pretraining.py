@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from photonic_essl.cuda_graphs import recorded
 from photonic_essl.data import Cells, load_cells
-from photonic_essl.distributed import check_shared, gathered, own_part
+from photonic_essl.distributed import check_shared, gathered, own_part, processes
 from photonic_essl.encoders import NETWORKS, Encoder, check_widths, evaluating, make_network, multilayer
 from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TASKS, PredictionTask
 from photonic_essl.probing import Monitor, Probe
@@ -278,6 +279,8 @@ class SelfSupervised(SeededModule):
     projector: nn.Module
     predictor: nn.Module | None
     classifier: nn.Module | None
+    may_record = False
+    """Whether the networks are known never to ask a GPU for numbers, so that it may repeat a step on its own."""
 
     def __init__(
         self,
@@ -306,6 +309,7 @@ class SelfSupervised(SeededModule):
             check_widths(name, settings[name])
         task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
+        self._recorded: Callable[..., dict[str, Tensor]] | None = None
         with own_random_numbers(derived_seed(seed, _INITIALISATION)):
             self.encoder = new_encoder()
             self.make_heads(settings)
@@ -335,26 +339,41 @@ class SelfSupervised(SeededModule):
             widths = [objective.prediction.seen * features, *settings["classifier"], objective.prediction.outputs]
             self.classifier = multilayer(widths, normalise=True)
 
+    def on_fit_start(self) -> None:
+        """Forget what was recorded of networks that lay elsewhere in memory."""
+        self._recorded = None
+
     def compile_encoder(self) -> None:
         """Compile the encoder for the two sizes of batch that training has: code for any size is slower."""
         self.encoder.compile(dynamic=False)
+        self.may_record = False
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch, and its parts."""
         part = own_part(len(rows))
         first, second, copied = self.seen(rows, part, generator)
+        task = self.objective.prediction
+        question = task.ask(copied, generator, part.start, len(rows)) if task else ()
+        if not (self.may_record and first.is_cuda and processes() == 1):
+            return self.losses_of(first, second, *question)
+        if self._recorded is None:
+            self._recorded = recorded(self, self.losses_of, (first, second, *question))
+        return self._recorded(first, second, *question)
+
+    def losses_of(self, first: Tensor, second: Tensor, *question: Tensor) -> dict[str, Float[Tensor, ""]]:
+        """Return the losses of two views of a batch and of what is asked about its transformed copies, if anything."""
         invariance = self._invariance_loss(first, second)
         task, classifier = self.objective.prediction, self.classifier
-        if task is None or classifier is None:
+        if not question or task is None or classifier is None:
             return {"loss": self.objective(invariance, None)}
-        question = task.ask(copied, generator, part.start, len(rows))
-        outputs = classifier(self.encoder(question.cells)[question.rows].flatten(1))
-        with torch.autocast(copied.device.type, enabled=False):
-            answer = task(outputs.to(self.dtype), question.target)
+        copies, rows, target = question
+        outputs = classifier(self.encoder(copies)[rows].flatten(1))
+        with torch.autocast(copies.device.type, enabled=False):
+            answer = task(outputs.to(self.dtype), target)
         return {
             "loss": self.objective(invariance, answer.loss),
-            "invariance_loss": invariance,
-            "prediction_loss": answer.loss,
+            "invariance_loss": invariance.detach(),
+            "prediction_loss": answer.loss.detach(),
             "prediction_accuracy": answer.accuracy,
         }
 
@@ -400,9 +419,11 @@ class Pretraining(SelfSupervised):
             raise ValueError("the encoder `none` has no weights to pre-train.")
         super().__init__(len(cells), cells.epsilon[:8], new_encoder, settings, predicted, cells.grid, seed)
         self.cells, self.views = cells.epsilon, views
+        self.may_record = encoder in NETWORKS
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay."""
+        super().on_fit_start()
         self.cells = self.cells.to(self.device).to(self.dtype)
 
     def seen(self, rows: Tensor, part: slice, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from photonic_essl.encoders import Encoder
 from photonic_essl.saving import one_line
 from photonic_essl.torch_files import read_torch_file
 
-_TRUNK = re.compile(r"(?:.*\.)?enc\.enc_block2d\.(.+)")
+_TRUNK = re.compile(r"(?:.*\.)?enc\.enc_block2d\.(\d+)\.(.+)")
 _HEAD = re.compile(r"(?:.*\.)?enc\.fcpart\.(\d+)\.(.+)")
 
 
@@ -69,7 +69,8 @@ def _fold_biases(encoder: Encoder, convolutions: list[nn.Conv2d]) -> None:
 def _our_key(key: str) -> str | None:
     """Return our name of one of their parameters; None for what is not the encoder's."""
     if match := _TRUNK.fullmatch(key):
-        return f"network.trunk.{match[1]}"
+        stage, place = divmod(int(match[1]), 4)  # theirs normalises, rectifies and pools one after the other
+        return f"network.trunk.{3 * stage + place}{'.0' if place else ''}.{match[2]}"
     if match := _HEAD.fullmatch(key):
         return f"network.head.{int(match[1]) + 1}.{match[2]}"  # ours flattens first
     return None

@@ -193,12 +193,14 @@ class SeededModule(lightning.LightningModule):
         """Return the optimizer and its schedule."""
         name, learning_rate, weight_decay, momentum = self.optimizer_settings
         groups = self.parameter_groups()
+        fused = self.device.type == "cuda"  # each weight read and written once
         optimizer: torch.optim.Optimizer
         if name == "adam":
-            optimizer = torch.optim.Adam(groups, learning_rate, weight_decay=weight_decay)
+            optimizer = torch.optim.Adam(groups, learning_rate, weight_decay=weight_decay, fused=fused)
+        elif name == "sgd":
+            optimizer = torch.optim.SGD(groups, learning_rate, momentum, weight_decay=weight_decay, fused=fused)
         else:
-            kind = LARS if name == "lars" else torch.optim.SGD
-            optimizer = kind(groups, learning_rate, momentum, weight_decay=weight_decay)
+            optimizer = LARS(groups, learning_rate, momentum, weight_decay=weight_decay)
         # Functions, not methods: of anything else the schedule would want to save the attributes.
         factors = [
             (lambda step: 1.0) if group.get("constant") else (lambda step: self._factor(step))

@@ -13,12 +13,18 @@ from tests import shapes
 # Of processes that tests start: they run beside each other, and threads that wait for cores cost more than they do.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Of GPU kernels where there is no GPU: carried out step by step. Triton reads this as it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # Of property tests: the same few examples everywhere, or with `--hypothesis-profile many` new ones each time.
 hypothesis.settings.register_profile("few", max_examples=10, derandomize=True, database=None, deadline=None)
 hypothesis.settings.register_profile("many", max_examples=300, database=None, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("few")
 
-# Before either package is imported.
+# Before either package is imported, but for kernels, whose source Triton reads: they are to stay as they are.
+with contextlib.suppress(ImportError):
+    import photonic_essl.pooling_kernels  # noqa: F401
 install_import_hook(["data_gen", "photonic_essl"], f"{shapes.__name__}.checked")
 
 

@@ -19,7 +19,7 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from data_gen.command_line import run
-from photonic_essl import distributed, pretraining, training
+from photonic_essl import cuda_graphs, distributed, pretraining, training
 from photonic_essl.cli import COMMANDS
 from photonic_essl.data import load_cells
 from photonic_essl.encoders import DivergenceError, Encoder
@@ -351,6 +351,56 @@ def test_what_a_gpu_trained_is_for_any_device(encoder, unlabelled, labelled, tmp
     here, there = trained(cells), trained.cuda()(cells.cuda()).cpu()
     assert (here - there).abs().max() < 1e-2 * here.abs().max()
     assert same(weights(tmp_path / "run"), trained.cpu().state_dict())
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """How often steps were recorded."""
+    made = []
+    monkeypatch.setattr(pretraining, "recorded", lambda *call: made.append(call) or cuda_graphs.recorded(*call))
+    return made
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("prediction", ["absolute", "relative", "continuous"])
+@pytest.mark.parametrize("encoder", ["paper", "light"])
+def test_a_step_that_a_gpu_repeats_is_the_step(
+    encoder, prediction, unlabelled, labelled, tmp_path, recordings, monkeypatch
+):
+    options = SMALL | {"device": "gpu", "precision": "32-true", "optimizer": "sgd", "encoder": encoder}
+    options |= {"prediction": prediction, "probe": labelled, "probe_every": 1}
+    monkeypatch.setattr(training, "STEPS_BETWEEN_LOGS", 1)
+    repeated = pretrain(unlabelled, tmp_path / "repeated", **options).state_dict()
+    assert len(recordings) == 1
+    monkeypatch.setattr(Pretraining, "may_record", property(lambda self: False, lambda self, value: None))
+    stepwise = pretrain(unlabelled, tmp_path / "stepwise", **options).state_dict()
+    assert len(recordings) == 1
+    for name, value in stepwise.items():
+        torch.testing.assert_close(repeated[name], value, rtol=1e-3, atol=1e-4)
+    for quantity in ("loss", "invariance_loss", "prediction_loss"):
+        logged = [read_log(tmp_path / run, quantity)[1] for run in ("repeated", "stepwise")]
+        np.testing.assert_allclose(*logged, rtol=1e-2)
+        assert len(logged[0]) == 6
+
+
+@pytest.mark.gpu
+def test_a_run_goes_on_where_a_gpu_was_stopped(unlabelled, tmp_path, recordings, monkeypatch):
+    options = SMALL | {"device": "gpu", "precision": "32-true", "encoder": "paper"}
+    whole = pretrain(unlabelled, tmp_path / "whole", **options).state_dict()
+
+    def stopped(self, rows, generator):
+        if self.global_step == 4:
+            raise KeyboardInterrupt
+        return losses(self, rows, generator)
+
+    losses = Pretraining.losses
+    monkeypatch.setattr(Pretraining, "losses", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(unlabelled, tmp_path / "run", **options)
+    monkeypatch.setattr(Pretraining, "losses", losses)
+    for name, value in pretrain(unlabelled, tmp_path / "run", **options).state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-4)
+    assert len(recordings) == 3
 
 
 def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
