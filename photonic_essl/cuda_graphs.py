@@ -30,13 +30,14 @@ def recorded(module: nn.Module, function: Callable[..., Any], tensors: tuple[Ten
         function: of tensors, and of the module's parameters, to tensors; it may not ask the GPU for numbers.
         tensors: of the shapes, types and device that it is always to be called with.
     """
+    call = _Call(module, function)
     gc.collect()  # graphs of an earlier run must not be freed while kernels are recorded
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     dtype, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
     # Weights are rounded anew in each call: those that autocast keeps would be of this one.
     with torch.autocast("cuda", dtype, mixed, cache_enabled=False):
         samples = tuple(tensor.clone() for tensor in tensors)
-        call = torch.cuda.make_graphed_callables(_Call(module, function), samples, allow_unused_input=True)
+        torch.cuda.make_graphed_callables(call, samples, allow_unused_input=True)
     for buffer, value in buffers:
         buffer.copy_(value)
     return call.__call__  # not the module itself, which whoever keeps it would take for a part of its own

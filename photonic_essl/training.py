@@ -426,6 +426,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")
+            # Steps that a GPU repeats were recorded on a stream of their own, whose gradients torch waits for.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
             yield
     finally:
         logger.setLevel(level)
