@@ -102,7 +102,7 @@ def pretrain(
         devices: number of devices, each with a process of its own.
         precision: 32-true, 64-true, bf16-mixed or 16-mixed; bf16-mixed on a GPU and 32-true otherwise where not
             given.
-        compile: whether to compile the encoder with torch.compile.
+        compile: whether to compile the encoder with torch.compile; on a GPU presets are faster without.
         progress: whether to show a progress bar.
 
     Returns:

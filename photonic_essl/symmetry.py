@@ -270,7 +270,7 @@ class TransformGroup:
         inverse_point = (inverses[point][:, None] == matrices).flatten(2).all(2).long().argmax(1)
         return self._label(inverse_point, -(inverses[point] * shift[:, None]).sum(2), grid)
 
-    def shifts(self, labels: Labels, grid: tuple[int, int]) -> Float32[Tensor, "n 2"]:
+    def shifts(self, labels: Labels, grid: tuple[int, int]) -> Float[Tensor, "n 2"]:
         """Return the translation in each element, in parts of the cell in [0, 1)."""
         return self._point_and_shift(labels, grid)[1] / _on_device(tuple(grid), labels.device)
 

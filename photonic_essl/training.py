@@ -327,6 +327,8 @@ def fit(
     device, precision = resolved_device(device), resolved_precision(precision, device)
     if devices > 1 and device == "cpu":
         with_global_batch_norm(module)
+    if precision == "64-true":  # before a checkpoint is loaded, which would be rounded to what the weights are in
+        module.double()
     checkpoint = _checkpoint(run, module)
     with _quiet(), _trying_algorithms(), own_random_numbers():
         trainer = _trainer(module, run, callbacks, device, devices, precision, progress)

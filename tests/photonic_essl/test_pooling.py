@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from photonic_essl.pooling import NormalisedMaxPool
+from photonic_essl.pooling import NormalisedMaxPool, _have_kernels
 
 SHAPES = [((5, 64, 8, 12), 2), ((3, 80, 16, 8), 4), ((40, 24, 4, 4), 4)]
 
@@ -71,3 +71,9 @@ def test_training_on_a_gpu_sees_layer_after_layer(shape, size, precision):
     close = {"rtol": 1e-4, "atol": 1e-4} if precision == torch.float32 else {"rtol": 3e-2, "atol": 3e-2}
     for one, other in zip(*found):
         torch.testing.assert_close(one, other, **close)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can be made here")
+def test_where_kernels_cannot_be_made_it_is_said_why():
+    with pytest.warns(UserWarning, match=r"training takes longer, as kernels cannot be made here: \w+: .+"):
+        assert not _have_kernels.__wrapped__()
