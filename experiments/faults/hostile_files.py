@@ -146,7 +146,7 @@ def make_originals(folder: Path) -> None:
 
     from data_gen.generation import generate
     from data_gen.legacy import export_legacy
-    from photonic_essl.encoders import Encoder
+    from experiments.benchmarks.pretraining import naive_encoder
     from photonic_essl.finetuning import new_regressor, regression_recipe
     from photonic_essl.pretraining import pretrain
 
@@ -157,11 +157,11 @@ def make_originals(folder: Path) -> None:
     regressor.save_pretrained(folder / "model")
     options = {"family": "blob", "epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
     pretrain(folder / "unlabelled.h5", folder / "run", **options)
-    names = {"trunk": "enc.enc_block2d.", "head": "enc.fcpart."}
-    state = {f"{names['trunk']}{number}.bias": torch.zeros(size) for number, size in ((0, 64), (4, 256), (8, 256))}
-    for name, value in Encoder("paper").network.state_dict().items():
-        part, number, rest = name.split(".", 2)
-        state[f"{names[part]}{int(number) - (part == 'head')}.{rest}"] = value
+    state = {}
+    for name, value in naive_encoder().state_dict().items():
+        number, rest = name.split(".", 1)
+        part = f"enc_block2d.{number}" if int(number) < 12 else f"fcpart.{int(number) - 13}"
+        state[f"enc.{part}.{rest}"] = value
     torch.save({"model_state_dict": state, "ptepoch": 200}, folder / "encoder.pt")
     shutil.copy(Path(__file__).parents[1] / "cluster" / "slurm.yaml", folder)
 
