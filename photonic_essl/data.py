@@ -1,5 +1,6 @@
 """From a dataset file to tensors."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 import xarray as xr
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
 from data_gen.dataset import STATUS_SOLVED, open_dataset
+from photonic_essl.known_cells import cell_hashes
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED
 
 MOST_NEGATIVE = 1e-3
@@ -51,6 +53,11 @@ class Cells:
     def area(self) -> float:
         """Area of a cell, in a²."""
         return abs(float(torch.linalg.det(self.lattice)))
+
+    @functools.cached_property
+    def hashes(self) -> Int64[torch.Tensor, " sample"]:
+        """A hash of each cell, which its symmetric copies share (`photonic_essl.known_cells`)."""
+        return cell_hashes(self.epsilon, self.lattice)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import DivergenceError, Encoder, check_widths, own_network
-from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
@@ -123,9 +123,8 @@ def finetune(
     trained_on, validated_on = split(cells, labels, label_seed, others, known)
     if isinstance(start, Regressor):
         warn_of_other_physics(start, cells)
-    left_out = int(known.among(TRAINED_ON, cells.epsilon).sum() - known.among(TRAINED_ON, trained_on.epsilon).sum())
-    if others is None and left_out:
-        print(f"{left_out} cells that `pretrained` was trained on are not validated on.")
+    if others is None:
+        tell_what_is_not_validated_on(cells, trained_on, known)
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -175,8 +174,8 @@ def finetune(
     if start:
         copy_weights(start, regressor)
     regressor.known.load_state_dict(known.state_dict())
-    regressor.known.add(TRAINED_ON, trained_on.epsilon)
-    regressor.known.add(VALIDATED_ON, validated_on.epsilon)
+    regressor.known.add(TRAINED_ON, trained_on.hashes)
+    regressor.known.add(VALIDATED_ON, validated_on.hashes)
     warn_of_labels_of_others(regressor, trained_on)
     if compile:
         regressor.encoder.compile()
@@ -280,7 +279,7 @@ def split(
         known: to the model that training starts from; those that it was trained on are not validated on.
 
     Returns:
-        Cells to train on, cells to validate on; they share none.
+        Cells to train on, cells to validate on; none of these is one of those, or a symmetric copy.
 
     Raises:
         ValueError: if `labels` is less than 1, more than there are, or leaves none to validate on; if the cells to
@@ -292,7 +291,8 @@ def split(
     order = np.random.default_rng(derived_seed(label_seed, _LABELS)).permutation(len(cells))
     if validation is None:
         rest = order[labels:]
-        rest = rest[~known.among(TRAINED_ON, cells.epsilon[rest]).numpy()]
+        learnt = torch.isin(cells.hashes[rest], cells.hashes[order[:labels]])
+        rest = rest[~(learnt | known.among(TRAINED_ON, cells.hashes[rest])).numpy()]
         if not len(rest):
             raise ValueError(
                 f"`labels` {labels} leaves none of the {len(cells)} labelled cells to validate on that was not trained "
@@ -315,10 +315,22 @@ def check_validation(trained_on: Cells, validation: Cells, known: KnownCells) ->
     if kinds[0] != kinds[1]:
         names = "grid, lattice vectors and polarization"
         raise ValueError(f"cells to validate on have {names} {kinds[1]}, those to train on {kinds[0]}.")
-    if shared := int(torch.isin(cell_hashes(validation.epsilon), cell_hashes(trained_on.epsilon)).sum()):
-        raise ValueError(f"{shared} of the cells to validate on are among those to train on; each must be there once.")
-    if seen := int(known.among(TRAINED_ON, validation.epsilon).sum()):
-        raise ValueError(f"{seen} of the cells to validate on are among those that `pretrained` was trained on.")
+    if shared := int(torch.isin(validation.hashes, trained_on.hashes).sum()):
+        raise ValueError(f"{shared} of the cells to validate on are among those to train on, or symmetric copies.")
+    if seen := int(known.among(TRAINED_ON, validation.hashes).sum()):
+        raise ValueError(
+            f"{seen} of the cells to validate on are among those that `pretrained` was trained on, or symmetric copies."
+        )
+
+
+def tell_what_is_not_validated_on(cells: Cells, trained_on: Cells, known: KnownCells) -> None:
+    """Print how many cells are neither trained nor validated on, and why."""
+    copies = int(torch.isin(cells.hashes, trained_on.hashes).sum()) - len(trained_on)
+    if copies:
+        print(f"{copies} copies of cells to train on, symmetric ones counted, are not validated on.")
+    before = known.among(TRAINED_ON, cells.hashes) & ~torch.isin(cells.hashes, trained_on.hashes)
+    if before.any():
+        print(f"{int(before.sum())} cells that `pretrained` was trained on are not validated on.")
 
 
 def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:

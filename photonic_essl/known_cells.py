@@ -1,17 +1,17 @@
 """Which cells a model knows: those that it was trained on, and those that chose its epoch or its intervals.
 
 A model carries this with it, wherever its folder goes, so that it is not measured on what it has learnt from, and a
-model that starts from it is not validated on that. A cell is known by the first eight bytes of a SHA-256 of its pixels;
-translated and turned copies of it are others.
+model that starts from it is not validated on that. A cell is known by a hash that its translated, turned and mirrored
+copies share, as they share its density of states.
 """
 
-import hashlib
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt64
 from torch import Tensor, nn
 
 TRAINED_ON, VALIDATED_ON = "trained_on", "validated_on"
@@ -33,14 +33,14 @@ class KnownCells(nn.Module):
         for use in (TRAINED_ON, VALIDATED_ON):
             self.register_buffer(use, torch.zeros(0, dtype=torch.long))
 
-    def add(self, use: str, epsilon: Float[Tensor, "sample channel x y"]) -> None:
-        """Note cells as trained or validated on."""
+    def add(self, use: str, hashes: Int64[Tensor, " sample"]) -> None:
+        """Note cells, by their hashes, as trained or validated on."""
         before = self.get_buffer(use)
-        setattr(self, use, torch.cat([before, cell_hashes(epsilon).to(before)]).unique())
+        setattr(self, use, torch.cat([before, hashes.to(before)]).unique())
 
-    def among(self, use: str, epsilon: Float[Tensor, "sample channel x y"]) -> Bool[Tensor, " sample"]:
-        """Return which of some cells were trained or validated on."""
-        return torch.isin(cell_hashes(epsilon), self.get_buffer(use).cpu())
+    def among(self, use: str, hashes: Int64[Tensor, " sample"]) -> Bool[Tensor, " sample"]:
+        """Return which of some cells, or symmetric copies of them, were trained or validated on."""
+        return torch.isin(hashes, self.get_buffer(use).cpu())
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Take up as many hashes as there are, where a buffer would insist on its own number."""
@@ -51,8 +51,72 @@ class KnownCells(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def cell_hashes(epsilon: Float[Tensor, "sample channel x y"]) -> Int64[Tensor, " sample"]:
-    """Return a hash of each cell's pixels, in single precision."""
-    pixels = np.ascontiguousarray(epsilon.detach().cpu().float().numpy())
-    hashes = [int.from_bytes(hashlib.sha256(cell.data).digest()[:8], "little", signed=True) for cell in pixels]
-    return torch.tensor(hashes, dtype=torch.long)
+_AT_A_TIME = 1024
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio: what it multiplies is spread over all bits
+
+_Numbers = UInt64[np.ndarray, "sample x y"]
+
+
+def cell_hashes(
+    epsilon: Float[Tensor, "sample channel x y"], lattice: Float[Tensor, "2 2"]
+) -> Int64[Tensor, " sample"]:
+    """Return a hash of each cell's pixels, in single precision, that its symmetric copies share.
+
+    Copies are those under translations by whole pixels and the point group of the lattice. Each pixel has a number,
+    which is mixed with the sums of those of its nearest neighbours, then of those twice as far away, four times, and so
+    on, until pixels have seen the whole cell (colour refinement, B. Weisfeiler and A. Leman 1968). A symmetry of the
+    lattice permutes neighbours at one distance, and pixels, which changes no sum.
+
+    Args:
+        epsilon: relative permittivity.
+        lattice: lattice vectors, one a row. Of vectors that are much longer than they need to be, turned and mirrored
+            copies may have other hashes.
+    """
+    grid = (epsilon.shape[2], epsilon.shape[3])
+    shells = _shells(lattice.double().cpu().numpy(), grid)
+    hashes = []
+    for some in epsilon.detach().cpu().float().split(_AT_A_TIME):
+        bits = np.ascontiguousarray(some.numpy()).view(np.uint32).astype(np.uint64)
+        pixels = np.zeros_like(bits[:, 0])
+        for channel in range(bits.shape[1]):
+            pixels = _mixed(pixels * _ODD + bits[:, channel])
+        for stride in itertools.takewhile(lambda stride: stride < max(grid), (2**k for k in itertools.count())):
+            pixels = _refined(pixels, shells, stride)
+        hashes.append(_mixed(pixels.sum((1, 2), dtype=np.uint64)).view(np.int64))
+    return torch.from_numpy(np.concatenate(hashes)) if hashes else torch.zeros(0, dtype=torch.long)
+
+
+def _shells(lattice: np.ndarray, grid: tuple[int, int]) -> list[list[tuple[int, int]]]:
+    """Return steps from a pixel to its neighbours, those of equal length together, the shortest first."""
+    steps = lattice / np.array(grid)[:, None]
+    indices = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if i or j]
+    squares = {step: float(((np.array(step) @ steps) ** 2).sum()) for step in indices}
+    furthest = 3 * max(squares[1, 0], squares[0, 1])  # two shells on the square as on the hexagonal lattice
+    tolerance = 1e-4 * furthest
+    shells: list[list[tuple[int, int]]] = []
+    last = -np.inf
+    for step in sorted(indices, key=squares.__getitem__):
+        if squares[step] > furthest + tolerance:
+            break
+        if squares[step] - last > tolerance:
+            shells.append([])
+        shells[-1].append(step)
+        last = squares[step]
+    return shells
+
+
+def _refined(pixels: _Numbers, shells: list[list[tuple[int, int]]], stride: int) -> _Numbers:
+    """Return new numbers of pixels, of their own and the sums over each shell, so many times as far away."""
+    seen = pixels.copy()
+    for shell in shells:
+        seen *= _ODD
+        for i, j in shell:
+            seen += np.roll(pixels, (i * stride, j * stride), (1, 2))
+    return _mixed(seen)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Return numbers of 64 bits each of which depends on all bits of the one before (the finaliser of SplitMix64)."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))

@@ -124,12 +124,12 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
 
 def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the model") -> None:
     """Warn where a model, called so, is to be measured on cells whose labels it was made with."""
-    trained_on, validated_on = (regressor.known.among(use, cells.epsilon) for use in (TRAINED_ON, VALIDATED_ON))
+    trained_on, validated_on = (regressor.known.among(use, cells.hashes) for use in (TRAINED_ON, VALIDATED_ON))
     others = validated_on & ~trained_on
     if trained_on.any() or others.any():
         warnings.warn(
-            f"of these {len(cells)} cells {name} was trained on {int(trained_on.sum())} and validated or calibrated "
-            f"on {int(others.sum())} others: errors on these say little of new cells.",
+            f"of these {len(cells)} cells, symmetric copies counted, {name} was trained on {int(trained_on.sum())} and "
+            f"validated or calibrated on {int(others.sum())} others: errors on these say little of new cells.",
             stacklevel=3,
         )
 

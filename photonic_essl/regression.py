@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
-from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.progress import with_progress
@@ -229,8 +229,12 @@ class Regressor(
                 the model was trained on.
         """
         cells = self._checked(epsilon)
-        if learnt := int(self.known.among(TRAINED_ON, cells).sum()):
-            raise ValueError(f"{learnt} of the cells to calibrate on are among those that the model was trained on.")
+        hashes = cell_hashes(cells, self.lattice)
+        if learnt := int(self.known.among(TRAINED_ON, hashes).sum()):
+            raise ValueError(
+                f"{learnt} of the cells to calibrate on are among those that the model was trained on, or symmetric "
+                "copies."
+            )
         mean, spread = self.mean_and_spread(cells, batch_size)
         true = torch.as_tensor(np.asarray(dos, dtype=np.float32))[..., :PREDICTED]
         if true.shape != mean.shape:
@@ -239,7 +243,7 @@ class Regressor(
                 f"got {np.shape(dos)}."
             )
         self.calibration.fit((mean - true).abs(), spread, self.difficulty(mean))
-        self.known.add(VALIDATED_ON, cells)
+        self.known.add(VALIDATED_ON, hashes)
         return dos_array(mean.numpy())
 
     def predicted(

@@ -13,7 +13,7 @@ difference from the empty lattice, as the networks do; the last two through its 
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,6 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from experiments.photonics.splits import point_group_copies
 from photonic_essl.data import LabelledCells
 from photonic_essl.finetuning import regression_recipe, split
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error
@@ -72,6 +71,14 @@ class UncorrectedPlaneWaves:
 
     def predict(self, epsilon: Tensor) -> np.ndarray:
         return empty_lattice()[:PREDICTED] + self.approximate(epsilon[:, None]).numpy()
+
+
+def point_group_copies(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Give the 8 copies of cells `(..., n, n)` under the point group of the square."""
+    for turns in range(4):
+        turned = np.rot90(cells, turns, (-2, -1))
+        yield turned
+        yield turned[..., ::-1]
 
 
 class NearestNeighbour:

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from data_gen.dataset import open_dataset
 from data_gen.generation import generate
 from data_gen.solvers import mpb
 from data_gen.verification import verify
 from experiments.photonics.splits import check_disjoint
+from photonic_essl.data import load_cells
 
 CONVERGED = "converged"
 UNLABELLED = "unlabelled"
@@ -110,11 +110,7 @@ def generate_what_can_be(family: str, out: Path, **settings: Any) -> None:
 
 def check_files(plan: DatasetPlan, folder: Path) -> None:
     """Refuse a dataset whose splits share cells; raises `LeakError`."""
-    cells = {}
-    for split in SPLITS:
-        with open_dataset(plan.file(folder, split)) as dataset:
-            cells[split] = dataset["epsilon"].values
-    check_disjoint(cells)
+    check_disjoint({split: load_cells(plan.file(folder, split)) for split in SPLITS})
 
 
 def _verify(plan: DatasetPlan, file: Path, results: Path) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 
-from data_gen.dataset import open_dataset
 from data_gen.solvers import mpb
 from data_gen.verification import verify
 from experiments.photonics.datasets import generate_what_can_be
@@ -22,6 +21,7 @@ from experiments.photonics.figures import markdown
 from experiments.photonics.shipped import COVERAGE, measure_file
 from experiments.photonics.splits import check_disjoint
 from experiments.processes import process_pool
+from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 
 RESULTS = Path("experiments/results")
@@ -51,7 +51,7 @@ def make_data(runs: Path, kind: str, cells: Mapping[str, int], workers: int) -> 
         file.parent.mkdir(parents=True, exist_ok=True)
         drawn = {"samples": cells[split], "seed": SPLIT_SEEDS[split]}
         generate_what_can_be(family, file, **drawn, workers=workers, **settings)
-    check_disjoint({split: open_dataset(file)["epsilon"].values for split, file in files.items()})
+    check_disjoint({split: load_cells(file) for split, file in files.items()})
     if mpb.is_available():
         verify(files["test"], samples=VERIFIED)
 

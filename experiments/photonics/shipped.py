@@ -20,6 +20,7 @@ from data_gen.verification import verify
 from experiments.photonics.datasets import generate_what_can_be
 from experiments.photonics.figures import markdown
 from experiments.photonics.splits import check_disjoint
+from photonic_essl.data import load_cells
 from photonic_essl.finetuning import finetune
 from photonic_essl.metrics import PREDICTED, SCORED, empty_lattice, relative_errors
 from photonic_essl.regression import SHIPPED, Regressor
@@ -52,7 +53,7 @@ def make_data(folder: Path, polarization: str, cells: dict[str, int], workers: i
             mix(parts, mixed)
     for name in FAMILIES:
         verify(folder / f"test-{name}.h5", samples=VERIFIED)
-    check_disjoint({split: open_dataset(file)["epsilon"].values for split, file in splits.items()})
+    check_disjoint({split: load_cells(file) for split, file in splits.items()})
     return splits
 
 

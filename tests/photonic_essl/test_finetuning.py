@@ -257,14 +257,6 @@ def test_cells_to_validate_on_are_of_the_same_kind_and_not_trained_on(labelled, 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_file_that_holds_cells_twice_is_refused(cells, tmp_path):
-    with xr.load_dataset(write_cells(tmp_path / "cells.nc", 12)) as once:
-        twice = xr.concat([once, once], "sample", data_vars="minimal")
-        twice.to_netcdf(tmp_path / "twice.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match="of the cells to validate on are among those to train on"):
-        finetune(tmp_path / "twice.nc", tmp_path / "run", labels=12, **SMALL)
-
-
 @pytest.mark.parametrize("mended", [{"lattice": [1.0, 0.0, 0.0, 2.0]}, {"polarization": "te"}])
 def test_a_file_whose_physics_was_mended_is_another_run(mended, tmp_path):
     settings = {"labels": 10, "recipe": "supervised", "invariance": "mirrors", **SMALL}

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell
 from photonic_essl.prediction import evaluate
 from photonic_essl.regression import load_regressor
 from photonic_essl.reporting import report
+from photonic_essl.symmetry import lattice_symmetries
 
 from .conftest import SMALL, write_cells
 
@@ -21,24 +24,69 @@ def part_of(path, rows, out):
 
 
 def numbers(known, use, cells):
-    return set(np.flatnonzero(known.among(use, cells.epsilon)))
+    return set(np.flatnonzero(known.among(use, cells.hashes)))
+
+
+SQUARE = torch.eye(2)
+
+
+def orbits(cells, lattice):
+    """Return the least of all copies of each cell, as bytes: equal for two exactly if they are symmetric copies."""
+    copies, _ = lattice_symmetries(cells.shape[2:], lattice).orbit(cells)
+    whole = copies.view(-1, len(cells), cells[0].numel()).numpy()
+    return [min(copy.tobytes() for copy in whole[:, index]) for index in range(len(cells))]
 
 
 def test_cells_are_told_apart_by_their_pixels(cells):
-    hashes = cell_hashes(cells.epsilon)
+    hashes = cell_hashes(cells.epsilon, SQUARE)
     assert len(hashes.unique()) == len(cells)
-    torch.testing.assert_close(cell_hashes(cells.epsilon.double().flip(0)), hashes.flip(0))
+    torch.testing.assert_close(cell_hashes(cells.epsilon.double().flip(0), SQUARE), hashes.flip(0))
+    assert torch.equal(cells.hashes, hashes)
+    assert len(cell_hashes(cells.epsilon[:0], SQUARE)) == 0
     changed = cells.epsilon.clone()
     changed[3, 0, 5, 7] += 1e-5
-    assert (cell_hashes(changed) != hashes).nonzero().flatten().tolist() == [3]
+    assert (cell_hashes(changed, SQUARE) != hashes).nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize(
+    ("lattice", "grid"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], (6, 6)),
+        ([[0.0, 2.0], [2.0, 0.0]], (7, 7)),
+        ([[1.0, 0.0], [-0.5, 0.75**0.5]], (6, 6)),
+        ([[1.0, 0.0], [-0.5, 0.75**0.5]], (7, 7)),
+        ([[1.0, 0.3], [1.0, -0.3]], (6, 6)),
+        ([[1.0, 0.0], [0.0, 1.7]], (6, 6)),
+        ([[1.0, 0.0], [0.0, 1.5]], (4, 6)),
+        ([[1.0, 0.0], [0.2, 1.1]], (6, 6)),
+    ],
+)
+def test_symmetric_copies_and_no_others_share_a_hash(lattice, grid):
+    # All cells of one, two and three odd pixels, and random ones.
+    points = grid[0] * grid[1]
+    odd = [(0, *rest) for more in range(3) for rest in itertools.combinations(range(1, points), more)]
+    cells = torch.ones(len(odd), 1, points)
+    for cell, pixels in zip(cells, odd):
+        cell[0, list(pixels)] = 5.0
+    random = torch.randint(1, 3, (200, 1, points), generator=torch.Generator().manual_seed(0))
+    cells = torch.cat([cells, random.float()]).view(-1, 1, *grid)
+    lattice = torch.tensor(lattice)
+    hashes, expected = cell_hashes(cells, lattice).tolist(), orbits(cells, lattice)
+    assert len(set(hashes)) == len(set(expected)) == len(set(zip(hashes, expected)))
+
+
+def test_more_than_one_channel_counts(cells):
+    two = torch.cat([cells.epsilon, cells.epsilon.roll(1, 0)], 1)
+    assert not torch.isin(cell_hashes(two.flip(1), SQUARE), cell_hashes(two, SQUARE)).any()
+    assert torch.equal(cell_hashes(two.roll(5, 2), SQUARE), cell_hashes(two, SQUARE))
 
 
 def test_a_model_knows_what_it_was_made_with_wherever_it_goes(finished, cells, tmp_path):
     trained_on, validated_on = split(cells, 10)
     load_regressor(finished).save_pretrained(tmp_path / "elsewhere")
     known = load_regressor(tmp_path / "elsewhere").known
-    assert known.among(TRAINED_ON, trained_on.epsilon).all()
-    assert known.among(VALIDATED_ON, validated_on.epsilon).all()
+    assert known.among(TRAINED_ON, trained_on.hashes).all()
+    assert known.among(VALIDATED_ON, validated_on.hashes).all()
     assert len(numbers(known, TRAINED_ON, cells)) == len(numbers(known, VALIDATED_ON, cells)) == 10
 
 
@@ -46,7 +94,9 @@ def test_measuring_a_model_on_cells_that_it_knows_is_warned_of(finished, labelle
     known = load_regressor(finished).known
     trained_on, validated_on = (sorted(numbers(known, use, cells)) for use in (TRAINED_ON, VALIDATED_ON))
     mixed = part_of(labelled, [*trained_on[:2], *validated_on[:3]], tmp_path / "mixed.nc")
-    message = "of these 5 cells the model was trained on 2 and validated or calibrated on 3 others"
+    message = (
+        "of these 5 cells, symmetric copies counted, the model was trained on 2 and validated or calibrated on 3 others"
+    )
     with pytest.warns(UserWarning, match=message):
         evaluate(mixed, finished)
     with pytest.warns(UserWarning, match=message.replace("the model", f"the model in {finished}")):
@@ -60,7 +110,7 @@ def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cel
     before = load_regressor(finished).known
     again = finetune(labelled, tmp_path / "again", labels=4, label_seed=1, pretrained=finished, **SMALL)
     first = numbers(before, TRAINED_ON, cells)
-    new = set(np.flatnonzero(torch.isin(cell_hashes(cells.epsilon), cell_hashes(split(cells, 4, 1)[0].epsilon))))
+    new = set(np.flatnonzero(torch.isin(cells.hashes, split(cells, 4, 1)[0].hashes)))
     assert new - first, "it is trained on cells that its start was not"
     assert numbers(again.known, TRAINED_ON, cells) == first | new
     assert f"{len(first - new)} cells that `pretrained` was trained on are not validated on" in capsys.readouterr().out
@@ -74,13 +124,39 @@ def test_what_a_model_started_from_is_never_validated_on(finished, labelled, cel
         finetune(labelled, tmp_path / "g", labels=4, label_seed=1, validation=given, pretrained=finished, **SMALL)
 
 
+def moved(path, out, **steps):
+    """Write the cells of a file translated by so many pixels."""
+    with xr.load_dataset(path) as cells:
+        cells["epsilon"] = cells["epsilon"].roll(steps)
+        cells.to_netcdf(out, engine="h5netcdf")
+    return out
+
+
+@pytest.mark.parametrize("by", [0, 5])
+def test_copies_of_what_is_trained_on_are_not_validated_on(by, labelled, cells, tmp_path, capsys):
+    copies = moved(labelled, tmp_path / "copies.nc", x=by, y=2 * by)
+    with xr.load_dataset(labelled) as first, xr.load_dataset(copies) as second:
+        both = xr.concat([first, second], "sample", data_vars="minimal")
+        both.to_netcdf(tmp_path / "both.nc", engine="h5netcdf")
+    known = finetune(tmp_path / "both.nc", tmp_path / "run", labels=10, **SMALL).known
+    trained_on, validated_on = (numbers(known, use, cells) for use in (TRAINED_ON, VALIDATED_ON))
+    assert trained_on | validated_on == set(range(20))
+    assert not trained_on & validated_on
+    said = f"{2 * len(trained_on) - 10} copies of cells to train on, symmetric ones counted, are not validated on."
+    assert said in capsys.readouterr().out
+    with pytest.warns(UserWarning, match=f"symmetric copies counted, the model was trained on {len(trained_on)} and"):
+        evaluate(copies, tmp_path / "run")
+    with pytest.raises(ValueError, match="10 of the cells to validate on are among those to train on, or symmetric"):
+        finetune(labelled, tmp_path / "given", labels=10, validation=copies, **SMALL)
+
+
 def test_what_intervals_were_calibrated_on_is_known(finished, cells, tmp_path):
     model = load_regressor(finished)
     with pytest.raises(ValueError, match="10 of the cells to calibrate on are among those that the model was trained"):
         model.calibrate(cells.epsilon[:, 0], cells.dos)
     more = load_cells(write_cells(tmp_path / "more.nc", 60, seed=12), labelled=True)
     model.calibrate(more.epsilon[:, 0], more.dos)
-    assert model.known.among(VALIDATED_ON, more.epsilon).all()
+    assert model.known.among(VALIDATED_ON, more.hashes).all()
 
 
 @pytest.mark.parametrize("polarization", ["tm", "te"])
@@ -89,12 +165,12 @@ def test_the_models_of_the_package_know_theirs(polarization):
     for seed, use in ((7001, TRAINED_ON), (7002, VALIDATED_ON)):
         fine = np.stack([unit_cell_family("gpm").draw(seed, index, 32).epsilon for index in range(3)])
         pixels = torch.from_numpy(fine.reshape(3, 32, 9, 32, 9).mean((2, 4)).astype("f4"))[:, None]
-        assert known.among(use, pixels).all()
+        assert known.among(use, cell_hashes(pixels.roll(3, 2).transpose(2, 3), SQUARE)).all()
 
 
 def test_state_of_another_number_of_cells_is_taken_up(cells):
     known, other = KnownCells(), KnownCells()
-    known.add(TRAINED_ON, cells.epsilon)
+    known.add(TRAINED_ON, cells.hashes)
     other.load_state_dict(known.state_dict())
     assert torch.equal(other.trained_on, known.trained_on)
     with pytest.raises(RuntimeError, match="trained_on"):
