@@ -19,7 +19,7 @@ class _Call(nn.Module):
         return self.function(*tensors)
 
 
-def recorded(module: nn.Module, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
+def captured(module: nn.Module, function: Callable[..., Any], tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
     """Return what does the same as a function, and its gradient, in one launch each.
 
     What it returns is written over by the next call. Buffers of the module, which trying the function moves, are put
@@ -31,13 +31,15 @@ def recorded(module: nn.Module, function: Callable[..., Any], tensors: tuple[Ten
         tensors: of the shapes, types and device that it is always to be called with.
     """
     call = _Call(module, function)
-    gc.collect()  # graphs of an earlier run must not be freed while kernels are recorded
+    gc.collect()  # graphs of an earlier run must not be freed while kernels are captured
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     dtype, mixed = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
     # Weights are rounded anew in each call: those that autocast keeps would be of this one.
-    with torch.autocast("cuda", dtype, mixed, cache_enabled=False):
-        samples = tuple(tensor.clone() for tensor in tensors)
-        torch.cuda.make_graphed_callables(call, samples, allow_unused_input=True)
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    try:
+        with torch.autocast("cuda", dtype, mixed, cache_enabled=False):
+            samples = tuple(tensor.clone() for tensor in tensors)
+            torch.cuda.make_graphed_callables(call, samples, allow_unused_input=True)
+    finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
     return call.__call__  # not the module itself, which whoever keeps it would take for a part of its own

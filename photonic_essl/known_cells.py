@@ -6,6 +6,7 @@ copies share, as they share its density of states.
 """
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,19 +15,21 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt64
 from torch import Tensor, nn
 
-TRAINED_ON, VALIDATED_ON = "trained_on", "validated_on"
+from photonic_essl.symmetry import LATTICE_TOLERANCE
+
+TRAINED_ON, VALIDATED_ON = "hashes_trained_on", "hashes_validated_on"
 
 
 class KnownCells(nn.Module):
     """Hashes of cells, in a state dict of any number of them.
 
     Attributes:
-        trained_on: of the cells whose labels the weights come from.
-        validated_on: of those whose labels chose the epoch, or the widths of intervals.
+        hashes_trained_on: of the cells whose labels the weights come from.
+        hashes_validated_on: of those whose labels chose the epoch, or the widths of intervals.
     """
 
-    trained_on: Int64[Tensor, " trained_on"]
-    validated_on: Int64[Tensor, " validated_on"]
+    hashes_trained_on: Int64[Tensor, " trained_on"]
+    hashes_validated_on: Int64[Tensor, " validated_on"]
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class KnownCells(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-_AT_A_TIME = 1024
+_PIXELS_AT_A_TIME = 2**20
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio: what it multiplies is spread over all bits
 
 _Numbers = UInt64[np.ndarray, "sample x y"]
@@ -65,17 +68,17 @@ def cell_hashes(
     Copies are those under translations by whole pixels and the point group of the lattice. Each pixel has a number,
     which is mixed with the sums of those of its nearest neighbours, then of those twice as far away, four times, and so
     on, until pixels have seen the whole cell (colour refinement, B. Weisfeiler and A. Leman 1968). A symmetry of the
-    lattice permutes neighbours at one distance, and pixels, which changes no sum.
+    lattice permutes neighbours at one distance, and pixels, which changes no sum. Two cells that are no copies of each
+    other were found to share a hash only if they repeat every four pixels.
 
     Args:
         epsilon: relative permittivity.
-        lattice: lattice vectors, one a row. Of vectors that are much longer than they need to be, turned and mirrored
-            copies may have other hashes.
+        lattice: lattice vectors, one a row.
     """
     grid = (epsilon.shape[2], epsilon.shape[3])
     shells = _shells(lattice.double().cpu().numpy(), grid)
     hashes = []
-    for some in epsilon.detach().cpu().float().split(_AT_A_TIME):
+    for some in epsilon.detach().cpu().float().split(max(1, _PIXELS_AT_A_TIME // math.prod(grid))):
         bits = np.ascontiguousarray(some.numpy()).view(np.uint32).astype(np.uint64)
         pixels = np.zeros_like(bits[:, 0])
         for channel in range(bits.shape[1]):
@@ -83,20 +86,22 @@ def cell_hashes(
         for stride in itertools.takewhile(lambda stride: stride < max(grid), (2**k for k in itertools.count())):
             pixels = _refined(pixels, shells, stride)
         hashes.append(_mixed(pixels.sum((1, 2), dtype=np.uint64)).view(np.int64))
-    return torch.from_numpy(np.concatenate(hashes)) if hashes else torch.zeros(0, dtype=torch.long)
+    return torch.from_numpy(np.concatenate(hashes))
 
 
 def _shells(lattice: np.ndarray, grid: tuple[int, int]) -> list[list[tuple[int, int]]]:
     """Return steps from a pixel to its neighbours, those of equal length together, the shortest first."""
     steps = lattice / np.array(grid)[:, None]
-    indices = [(i, j) for i in range(-2, 3) for j in range(-2, 3) if i or j]
+    lengths = (steps**2).sum(1)
+    tolerance = 10 * LATTICE_TOLERANCE * lengths.min()
+    furthest = 3 * lengths.max() + tolerance  # two shells on the square as on the hexagonal lattice
+    i_most, j_most = (math.sqrt(furthest) * np.linalg.norm(np.linalg.inv(steps), axis=0) + 1e-6).astype(int)
+    indices = [(i, j) for i in range(-i_most, i_most + 1) for j in range(-j_most, j_most + 1) if i or j]
     squares = {step: float(((np.array(step) @ steps) ** 2).sum()) for step in indices}
-    furthest = 3 * max(squares[1, 0], squares[0, 1])  # two shells on the square as on the hexagonal lattice
-    tolerance = 1e-4 * furthest
     shells: list[list[tuple[int, int]]] = []
     last = -np.inf
     for step in sorted(indices, key=squares.__getitem__):
-        if squares[step] > furthest + tolerance:
+        if squares[step] > furthest:
             break
         if squares[step] - last > tolerance:
             shells.append([])

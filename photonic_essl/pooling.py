@@ -16,7 +16,7 @@ class NormalisedMaxPool(nn.Sequential):
 
     When it trains on a GPU, what is normalised is only what pooling leaves: the largest number before it is the largest
     after it, or the smallest is where a channel's weight is negative. Mean and variance are those of all numbers, as
-    ever.
+    ever. Hooks of the two layers do not run then.
 
     Args:
         channels: of the input.
@@ -41,21 +41,26 @@ class NormalisedMaxPool(nn.Sequential):
         return (
             not torch.compiler.is_compiling()
             and x.is_cuda
-            and self.training
+            and x.numel() > 0
             and type(self[0]) is nn.BatchNorm2d
+            and self[0].training  # its statistics may be frozen where the rest trains
+            and bool(self[0].momentum)
             and x.dtype != torch.float64
             and not (x.shape[2] % self.size or x.shape[3] % self.size)
-            and _have_kernels()
+            and _have_kernels(x.dtype)
         )
 
 
 @functools.cache
-def _have_kernels() -> bool:
-    """Return whether kernels can be made here; warn if not."""
+def _have_kernels(dtype: torch.dtype) -> bool:
+    """Return whether kernels for numbers of this type can be made here; warn if not."""
     try:
-        from photonic_essl import pooling_kernels
-
-        pooling_kernels.pool(torch.ones(1, 1, 2, 2, device="cuda"), torch.ones(1, device="cuda"), 2)
+        with torch.enable_grad():
+            x = torch.ones(2, 1, 2, 2, dtype=dtype, device="cuda", requires_grad=True)
+            weight, bias, mean, variance = torch.ones(4, 1, device="cuda")
+            _PoolThenNormalise.apply(x, weight, bias, 2, mean, variance, 0.1, 1e-5).sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever Triton misses, a C compiler for one
         warnings.warn(
             f"training takes longer, as kernels cannot be made here: {type(error).__name__}: {one_line(error)}",
@@ -73,8 +78,9 @@ class _PoolThenNormalise(torch.autograd.Function):
         from photonic_essl import pooling_kernels
 
         x = x.contiguous(memory_format=torch.channels_last)
-        pooled, chosen, sums = pooling_kernels.pool(x, weight, size)
-        mean, inverse = pooling_kernels.statistics(x, sums, *statistics)
+        with torch.cuda.device(x.device):  # Triton launches on the current one
+            pooled, chosen, sums = pooling_kernels.pool(x, weight, size)
+            mean, inverse = pooling_kernels.statistics(x, sums, *statistics)
         context.save_for_backward(x, pooled, chosen, weight, mean, inverse)
         context.size = size
         return torch.batch_norm_elemt(pooled, weight, bias, mean, inverse, statistics[-1])

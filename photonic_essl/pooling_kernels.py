@@ -68,6 +68,7 @@ def _statistics(x, sums, means, inverses, running_mean, running_variance, progra
         squares += tl.load(sums + place + channels, inside, other=0.0)
     apart = tl.sum(total, 0) / count
     variance = tl.sum(squares, 0) / count - apart * apart
+    variance = tl.where(variance < 0, 0.0, variance)  # by rounding; what is not a number stays so
     mean = tl.load(x + channel, there, other=0.0).to(tl.float32) + apart
     tl.store(means + channel, mean, there)
     tl.store(inverses + channel, 1 / tl.sqrt(variance + eps), there)
@@ -123,7 +124,16 @@ def pool(x: Tensor, weight: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def statistics(x: Tensor, sums: Tensor, running_mean: Tensor, running_variance: Tensor, momentum: float,
                eps: float) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the mean of each channel and 1 / √(variance + eps), and move the running averages towards them."""
+    """Return the mean of each channel and 1 / √(variance + eps), and move the running averages towards them.
+
+    Args:
+        x: as for `pool`.
+        sums: as `pool` returns them.
+        running_mean: of each channel, moved in place.
+        running_variance: of each channel, moved in place; that of a sample, with one less in the denominator.
+        momentum: by which part of the way they are moved.
+        eps: what is added to the variance.
+    """
     programs, _, channels = sums.shape
     mean, inverse = torch.empty(2, channels, device=x.device).unbind()
     _statistics[(triton.cdiv(channels, 16),)](

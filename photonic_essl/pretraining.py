@@ -1,6 +1,7 @@
 """Self-supervised pre-training of an encoder on unlabelled cells: E-SSL and what it is compared with."""
 
 import functools
+import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from photonic_essl.cuda_graphs import recorded
+from photonic_essl.cuda_graphs import captured
 from photonic_essl.data import Cells, load_cells
 from photonic_essl.distributed import check_shared, gathered, own_part, processes
 from photonic_essl.encoders import NETWORKS, Encoder, check_widths, evaluating, make_network, multilayer
@@ -18,7 +19,7 @@ from photonic_essl.objectives import ESSL, INVARIANCE_OBJECTIVES, PREDICTION_TAS
 from photonic_essl.probing import Monitor, Probe
 from photonic_essl.recipes import load_recipe, overridden
 from photonic_essl.runs import Run
-from photonic_essl.saving import load_folder
+from photonic_essl.saving import load_folder, one_line
 from photonic_essl.symmetry import TransformGroup, fitting_group, identity, published_groups
 from photonic_essl.training import (
     SeededModule,
@@ -279,7 +280,7 @@ class SelfSupervised(SeededModule):
     projector: nn.Module
     predictor: nn.Module | None
     classifier: nn.Module | None
-    may_record = False
+    may_capture = False
     """Whether the networks are known never to ask a GPU for numbers, so that it may repeat a step on its own."""
 
     def __init__(
@@ -309,7 +310,7 @@ class SelfSupervised(SeededModule):
             check_widths(name, settings[name])
         task = prediction_task(settings["prediction"], predicted, grid) if predicted.order(grid) > 1 else None
         self.objective = ESSL(_invariance(settings), task, settings["weight"] if task else 0.0)
-        self._recorded: Callable[..., dict[str, Tensor]] | None = None
+        self._captured: Callable[..., dict[str, Tensor]] | None = None
         with own_random_numbers(derived_seed(seed, _INITIALISATION)):
             self.encoder = new_encoder()
             self.make_heads(settings)
@@ -340,13 +341,18 @@ class SelfSupervised(SeededModule):
             self.classifier = multilayer(widths, normalise=True)
 
     def on_fit_start(self) -> None:
-        """Forget what was recorded of networks that lay elsewhere in memory."""
-        self._recorded = None
+        """Forget what was captured of networks that lay elsewhere in memory."""
+        self._captured = None
+
+    def on_fit_end(self) -> None:
+        """Give back the memory of what was captured, which refers to itself."""
+        self._captured = None
+        gc.collect()
 
     def compile_encoder(self) -> None:
         """Compile the encoder for the two sizes of batch that training has: code for any size is slower."""
         self.encoder.compile(dynamic=False)
-        self.may_record = False
+        self.may_capture = False
 
     def losses(self, rows: Int64[Tensor, " batch"], generator: torch.Generator) -> dict[str, Float[Tensor, ""]]:
         """Return the loss of the batch, and its parts."""
@@ -354,11 +360,16 @@ class SelfSupervised(SeededModule):
         first, second, copied = self.seen(rows, part, generator)
         task = self.objective.prediction
         question = task.ask(copied, generator, part.start, len(rows)) if task else ()
-        if not (self.may_record and first.is_cuda and processes() == 1):
-            return self.losses_of(first, second, *question)
-        if self._recorded is None:
-            self._recorded = recorded(self, self.losses_of, (first, second, *question))
-        return self._recorded(first, second, *question)
+        if self.may_capture and self._captured is None and first.is_cuda and processes() == 1:
+            self._capture(first, second, *question)
+        return (self._captured or self.losses_of)(first, second, *question)
+
+    def _capture(self, *tensors: Tensor) -> None:
+        try:
+            self._captured = captured(self, self.losses_of, tensors)
+        except RuntimeError as error:  # a driver without graphs, or too little memory
+            self.may_capture = False
+            warnings.warn(f"training takes longer, as steps cannot be captured here: {one_line(error)}", stacklevel=2)
 
     def losses_of(self, first: Tensor, second: Tensor, *question: Tensor) -> dict[str, Float[Tensor, ""]]:
         """Return the losses of two views of a batch and of what is asked about its transformed copies, if anything."""
@@ -419,7 +430,7 @@ class Pretraining(SelfSupervised):
             raise ValueError("the encoder `none` has no weights to pre-train.")
         super().__init__(len(cells), cells.epsilon[:8], new_encoder, settings, predicted, cells.grid, seed)
         self.cells, self.views = cells.epsilon, views
-        self.may_record = encoder in NETWORKS
+        self.may_capture = encoder in NETWORKS
 
     def on_fit_start(self) -> None:
         """Move all cells to the device, where they stay."""

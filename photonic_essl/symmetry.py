@@ -31,7 +31,7 @@ _SIXTH_TURN = ((1, -1), (1, 0))
 _HEXAGON_MIRROR = ((1, -1), (0, -1))
 _LARGEST_POINT_GROUP = 12
 """The hexagon's: no lattice of the plane has more (the crystallographic restriction)."""
-_LATTICE_TOLERANCE = 2e-4
+LATTICE_TOLERANCE = 2e-4
 """Of the scalar products of lattice vectors, in squares of the shortest: a hexagonal lattice may be written with three
 digits."""
 
@@ -126,7 +126,7 @@ class TransformGroup:
         lattice = lattice.double()
         metric = lattice @ lattice.T
         matrices = self._matrices.double()
-        tolerance = _LATTICE_TOLERANCE * float(metric.diagonal().min())
+        tolerance = LATTICE_TOLERANCE * float(metric.diagonal().min())
         if not torch.allclose(matrices.transpose(1, 2) @ metric @ matrices, metric.expand_as(matrices), atol=tolerance):
             vectors = " and ".join(f"({x:g}, {y:g})" for x, y in lattice.tolist())
             raise ValueError(f"`{self.name}` does not map a cell with lattice vectors {vectors} onto itself.")

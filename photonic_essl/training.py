@@ -193,7 +193,7 @@ class SeededModule(lightning.LightningModule):
         """Return the optimizer and its schedule."""
         name, learning_rate, weight_decay, momentum = self.optimizer_settings
         groups = self.parameter_groups()
-        fused = self.device.type == "cuda"  # each weight read and written once
+        fused = self._may_fuse(groups)
         optimizer: torch.optim.Optimizer
         if name == "adam":
             optimizer = torch.optim.Adam(groups, learning_rate, weight_decay=weight_decay, fused=fused)
@@ -208,6 +208,15 @@ class SeededModule(lightning.LightningModule):
         ]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _may_fuse(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether one kernel may move all weights, which reads and writes each once."""
+        # In half precision a first step may overflow, and leaves torch's fused SGD with momentum that nobody has set.
+        return (
+            self.device.type == "cuda"
+            and self.trainer.precision != "16-mixed"
+            and all(parameter.is_floating_point() for group in groups for parameter in group["params"])
+        )
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters to train, in groups with settings of their own.
@@ -428,7 +437,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="pytorch_lightning")
-            # Steps that a GPU repeats were recorded on a stream of their own, whose gradients torch waits for.
+            # Steps that a GPU repeats were captured on a stream of their own, whose gradients torch waits for.
             warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
             yield
     finally:

@@ -18,10 +18,11 @@ def check_disjoint(splits: Mapping[str, Cells]) -> None:
     Raises:
         LeakError: naming the two splits and the two cells.
     """
-    found: dict[int, tuple[str, int]] = {}
+    found: dict[tuple[str, int], tuple[str, int]] = {}
     for name, cells in splits.items():
-        for index, known_by in enumerate(cells.hashes.tolist()):
-            first = found.setdefault(known_by, (name, index))
+        lattice = str(cells.lattice.tolist())
+        for index, hashed in enumerate(cells.hashes.tolist()):
+            first = found.setdefault((lattice, hashed), (name, index))
             if first[0] != name:
                 raise LeakError(
                     f"cell {index} of the split {name} is cell {first[1]} of the split {first[0]}, or a symmetric copy"

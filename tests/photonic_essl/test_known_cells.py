@@ -75,6 +75,38 @@ def test_symmetric_copies_and_no_others_share_a_hash(lattice, grid):
     assert len(set(hashes)) == len(set(expected)) == len(set(zip(hashes, expected)))
 
 
+@pytest.mark.parametrize(
+    ("lattice", "grid", "elements"),
+    [
+        ([[1.0, 0.0], [0.0, 1.0]], (8, 8), 8),
+        ([[1.0, 0.0], [1.0, 1.0]], (8, 8), 8),
+        ([[1.0, 0.0], [-0.5, 0.866]], (8, 8), 12),
+        ([[1.0, 0.0], [-0.5, 0.86595]], (8, 8), 12),
+        ([[1.0, 0.0], [0.5, 0.75**0.5]], (8, 8), 12),
+        ([[1.0, 0.0], [1.5, 0.75**0.5]], (8, 8), 12),
+        ([[1.0, 0.0], [-0.5, 0.75**0.5]], (12, 6), 4),
+        ([[1.0, 0.0], [0.5, 1.7]], (8, 8), 4),
+        ([[1.0, 0.0], [0.5, 2.0]], (8, 8), 4),
+        ([[1.0, 0.0], [0.5, 1.0]], (16, 8), 4),
+        ([[1.0, 0.0], [0.2, 1.1]], (6, 8), 2),
+    ],
+)
+def test_copies_under_every_symmetry_of_any_lattice_share_a_hash(lattice, grid, elements):
+    lattice, shape = torch.tensor(lattice), torch.tensor(grid)
+    cells = torch.rand(3, 1, *grid, generator=torch.Generator().manual_seed(0))
+    index = torch.stack(torch.meshgrid(*(torch.arange(points) for points in grid), indexing="ij"), -1)
+    metric, found = lattice @ lattice.T, 0
+    for entries in itertools.product(range(-4, 5), repeat=4):
+        matrix = torch.tensor(entries).view(2, 2)  # of lattice vectors, one a row
+        of_pixels = matrix * shape / shape[:, None]
+        kept = (matrix.float() @ metric @ matrix.T.float() - metric).abs().max() < 3e-4
+        if kept and torch.equal(of_pixels, of_pixels.round()):
+            found += 1
+            x, y = ((index @ of_pixels.long()) % shape).unbind(-1)
+            assert torch.equal(cell_hashes(cells[..., x, y], lattice), cell_hashes(cells, lattice))
+    assert found == elements
+
+
 def test_more_than_one_channel_counts(cells):
     two = torch.cat([cells.epsilon, cells.epsilon.roll(1, 0)], 1)
     assert not torch.isin(cell_hashes(two.flip(1), SQUARE), cell_hashes(two, SQUARE)).any()
@@ -172,8 +204,6 @@ def test_state_of_another_number_of_cells_is_taken_up(cells):
     known, other = KnownCells(), KnownCells()
     known.add(TRAINED_ON, cells.hashes)
     other.load_state_dict(known.state_dict())
-    assert torch.equal(other.trained_on, known.trained_on)
-    with pytest.raises(RuntimeError, match="trained_on"):
-        other.load_state_dict(
-            {"trained_on": torch.zeros(2, 2, dtype=torch.long), "validated_on": torch.zeros(0).long()}
-        )
+    assert torch.equal(other.hashes_trained_on, known.hashes_trained_on)
+    with pytest.raises(RuntimeError, match=TRAINED_ON):
+        other.load_state_dict({TRAINED_ON: torch.zeros(2, 2, dtype=torch.long), VALIDATED_ON: torch.zeros(0).long()})

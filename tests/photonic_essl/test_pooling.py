@@ -54,7 +54,7 @@ def test_kernels_agree_with_double_precision(shape, size, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)
 def test_training_on_a_gpu_sees_layer_after_layer(shape, size, precision):
     found = []
@@ -76,4 +76,15 @@ def test_training_on_a_gpu_sees_layer_after_layer(shape, size, precision):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels can be made here")
 def test_where_kernels_cannot_be_made_it_is_said_why():
     with pytest.warns(UserWarning, match=r"training takes longer, as kernels cannot be made here: \w+: .+"):
-        assert not _have_kernels.__wrapped__()
+        assert not _have_kernels.__wrapped__(torch.float32)
+
+
+@pytest.mark.gpu
+def test_statistics_that_are_frozen_stay_so_where_the_rest_trains():
+    x, layer = numbers(SHAPES[0][0], torch.float32)
+    pool = NormalisedMaxPool(x.shape[1], 2).cuda()
+    pool[0].load_state_dict(layer.state_dict())
+    pool[0].eval()
+    torch.testing.assert_close(pool(x.cuda()).cpu(), nn.functional.max_pool2d(layer.eval()(x), 2))
+    assert torch.equal(pool[0].running_mean.cpu(), layer.running_mean)
+    assert pool(x[:0].cuda()).shape == (0, *pool(x.cuda()).shape[1:])

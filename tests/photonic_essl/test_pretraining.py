@@ -336,11 +336,13 @@ def test_code_is_compiled_for_the_two_batches_of_a_step_alone(unlabelled, labell
     [(name, "absolute") for name in ("e-simclr", "e-simsiam", "e-barlow")]
     + [("e-simclr", name) for name in ("relative", "continuous")],
 )
-def test_a_step_on_a_gpu_never_waits_for_it(recipe, prediction, unlabelled):
+@pytest.mark.parametrize("captures_it", [True, False])
+def test_a_step_on_a_gpu_never_waits_for_it(recipe, prediction, captures_it, unlabelled):
     cells = load_cells(unlabelled)
     settings = load_recipe(recipe, "paper") | {"batch_size": 8, "prediction": prediction}
     module = Pretraining(cells, "paper", settings, named_groups(cells, "predicted")).cuda()
     module.cells, rows = module.cells.cuda(), torch.arange(8, device="cuda")
+    module.may_capture = captures_it
     generator = torch.Generator("cuda").manual_seed(0)
     try:
         for mode in ("default", "error"):  # some constants are taken there in the first step
@@ -366,10 +368,10 @@ def test_what_a_gpu_trained_is_for_any_device(encoder, unlabelled, labelled, tmp
 
 
 @pytest.fixture
-def recordings(monkeypatch):
-    """How often steps were recorded."""
+def captures(monkeypatch):
+    """How often steps were captured."""
     made = []
-    monkeypatch.setattr(pretraining, "recorded", lambda *call: made.append(call) or cuda_graphs.recorded(*call))
+    monkeypatch.setattr(pretraining, "captured", lambda *call: made.append(call) or cuda_graphs.captured(*call))
     return made
 
 
@@ -377,16 +379,16 @@ def recordings(monkeypatch):
 @pytest.mark.parametrize("prediction", ["absolute", "relative", "continuous"])
 @pytest.mark.parametrize("encoder", ["paper", "light"])
 def test_a_step_that_a_gpu_repeats_is_the_step(
-    encoder, prediction, unlabelled, labelled, tmp_path, recordings, monkeypatch
+    encoder, prediction, unlabelled, labelled, tmp_path, captures, monkeypatch
 ):
     options = SMALL | {"device": "gpu", "precision": "64-true", "optimizer": "sgd", "encoder": encoder}
     options |= {"prediction": prediction, "probe": labelled, "probe_every": 1}
     monkeypatch.setattr(training, "STEPS_BETWEEN_LOGS", 1)
     repeated = pretrain(unlabelled, tmp_path / "repeated", **options).state_dict()
-    assert len(recordings) == 1
-    monkeypatch.setattr(Pretraining, "may_record", property(lambda self: False, lambda self, value: None))
+    assert len(captures) == 1
+    monkeypatch.setattr(Pretraining, "may_capture", property(lambda self: False, lambda self, value: None))
     stepwise = pretrain(unlabelled, tmp_path / "stepwise", **options).state_dict()
-    assert len(recordings) == 1
+    assert len(captures) == 1
     for name, value in stepwise.items():
         torch.testing.assert_close(repeated[name], value, rtol=1e-7, atol=1e-9)
     for quantity in ("loss", "invariance_loss", "prediction_loss"):
@@ -396,8 +398,34 @@ def test_a_step_that_a_gpu_repeats_is_the_step(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("encoder", ["paper", "light"])
-def test_a_run_goes_on_where_a_gpu_was_stopped(encoder, unlabelled, tmp_path, recordings, monkeypatch):
+def test_a_step_that_a_gpu_repeats_is_the_step_in_less_precision_too(
+    encoder, precision, unlabelled, tmp_path, captures, monkeypatch
+):
+    options = SMALL | {"device": "gpu", "precision": precision, "encoder": encoder}
+    monkeypatch.setattr(training, "STEPS_BETWEEN_LOGS", 1)
+    for name in ("repeated", "stepwise"):
+        pretrain(unlabelled, tmp_path / name, **options)
+        monkeypatch.setattr(Pretraining, "may_capture", property(lambda self: False, lambda self, value: None))
+    assert len(captures) == 1
+    first, second = (read_log(tmp_path / run, "loss")[1][:3] for run in ("repeated", "stepwise"))
+    np.testing.assert_allclose(first, second, rtol=0.05)
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(unlabelled, tmp_path, monkeypatch):
+    def refuse(*call):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(pretraining, "captured", refuse)
+    with pytest.warns(UserWarning, match="cannot be captured here: operation not permitted when stream is capturing"):
+        pretrain(unlabelled, tmp_path / "run", **SMALL | {"device": "gpu"})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("encoder", ["paper", "light"])
+def test_a_run_goes_on_where_a_gpu_was_stopped(encoder, unlabelled, tmp_path, captures, monkeypatch):
     options = SMALL | {"device": "gpu", "precision": "64-true", "encoder": encoder}
     whole = pretrain(unlabelled, tmp_path / "whole", **options).state_dict()
     with monkeypatch.context() as stopped:
@@ -406,7 +434,7 @@ def test_a_run_goes_on_where_a_gpu_was_stopped(encoder, unlabelled, tmp_path, re
             pretrain(unlabelled, tmp_path / "run", **options)
     for name, value in pretrain(unlabelled, tmp_path / "run", **options).state_dict().items():
         torch.testing.assert_close(value, whole[name], rtol=1e-6, atol=1e-8)
-    assert len(recordings) == 3
+    assert len(captures) == 3
 
 
 def test_an_encoder_that_cannot_know_is_refused_by_name(unlabelled, tmp_path):
