@@ -194,8 +194,9 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "data_gen.cli", *cells], check=True)
             for so_far in shake(name, Path(folder), arguments.kills, arguments.seed):
                 results[name] = {"seed": arguments.seed, **so_far}
-                RESULT.write_text(json.dumps(results, indent=1) + "\n")
                 print(name, so_far, flush=True)
+        # Not before: a file names each commit that was at work, and this change makes it another one.
+        RESULT.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
