@@ -1,6 +1,7 @@
 """Cells of one's own: from an array of ε to a dataset file, with labels, as `generate` makes one of a family."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,4 +179,23 @@ def import_cells(
     array = cells.array()
     resolution = array.shape[1] if resolution is None else resolution
     checked_cells(np.array(array[:1], dtype=np.float64), bands=1, polarization=polarization, resolution=resolution)
-    carry_out(OwnPlan(name, len(array), 0, resolution, keep_bands, labels, cells=cells), out, workers, scheduler)
+    plan = OwnPlan(name, len(array), 0, resolution, keep_bands, labels, cells=cells)
+    _warn_of_what_is_odd(plan)
+    carry_out(plan, out, workers, scheduler)
+
+
+def _warn_of_what_is_odd(plan: OwnPlan) -> None:
+    """Warn of axes that are hardly those of the lattice, and of labels of cells whose interfaces are jagged."""
+    samples, lengths = plan.cells.array().shape[1:], np.linalg.norm(basis_vectors(plan.cells.lattice), axis=1)
+    if samples[0] != samples[1] and np.isclose(lengths[0], lengths[1], rtol=1e-3):
+        warnings.warn(
+            f"lattice vectors of one length have {samples[0]} and {samples[1]} samples along them: are the axes of the "
+            "array (sample, x, y)?",
+            stacklevel=3,
+        )
+    if plan.labels is not None and plan.cells.fine_samples_per_pixel(plan.resolution) == 1:
+        warnings.warn(
+            "the array has one sample a pixel: labels are those of crystals whose interfaces are as jagged as that. Of "
+            "several samples a pixel, such as 9 by 9, `resolution` makes pixels that stand for smooth interfaces.",
+            stacklevel=3,
+        )

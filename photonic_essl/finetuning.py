@@ -16,7 +16,7 @@ from torch.nn import functional
 from photonic_essl.calibration import FEWEST_CELLS
 from photonic_essl.data import Cells, LabelledCells, load_cells
 from photonic_essl.encoders import DivergenceError, Encoder, check_widths, own_network
-from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, first_of_each
 from photonic_essl.metrics import PREDICTED, empty_lattice, relative_error, relative_errors
 from photonic_essl.plane_waves import REVISION
 from photonic_essl.recipes import default_encoder, load_recipe, overridden
@@ -123,8 +123,6 @@ def finetune(
     trained_on, validated_on = split(cells, labels, label_seed, others, known)
     if isinstance(start, Regressor):
         warn_of_other_physics(start, cells)
-    if others is None:
-        tell_what_is_not_validated_on(cells, trained_on, known)
     name = encoder_of(start).name if start else encoder or default_encoder(recipe)
     settings = overridden(
         regression_recipe(recipe, name),
@@ -167,6 +165,7 @@ def finetune(
     if run.finished:
         print(f"{out} holds this run, finished; nothing was changed.")
         return load_regressor(out, own_network(name, cells.grid))
+    tell_what_is_left_out(cells, others, trained_on, known)
     shape = {key: settings[key] for key in ("head", "smoothing", "plane_waves")}
     if start:
         shape["permittivity_range"] = encoder_of(start).permittivity_range
@@ -269,7 +268,7 @@ def split(
     validation: LabelledCells | None = None,
     known: KnownCells | None = None,
 ) -> tuple[LabelledCells, LabelledCells]:
-    """Draw the cells to train on, and those to validate on.
+    """Draw the cells to train on, and those to validate on; of symmetric copies of a cell one is drawn.
 
     Args:
         cells: all labelled cells.
@@ -286,19 +285,22 @@ def split(
             validate on are of another grid, lattice or polarization, or were trained on, here or before.
     """
     known = known or KnownCells()
-    if not 1 <= labels <= len(cells):
-        raise ValueError(f"`labels` must be from 1 to the {len(cells)} labelled cells there are, got {labels}.")
     order = np.random.default_rng(derived_seed(label_seed, _LABELS)).permutation(len(cells))
+    order = order[first_of_each(cells.hashes[order])]
+    if not 1 <= labels <= len(order):
+        once = "" if len(order) == len(cells) else ", symmetric copies counted once"
+        raise ValueError(f"`labels` must be from 1 to the {len(order)} labelled cells there are{once}, got {labels}.")
     if validation is None:
         rest = order[labels:]
-        learnt = torch.isin(cells.hashes[rest], cells.hashes[order[:labels]])
-        rest = rest[~(learnt | known.among(TRAINED_ON, cells.hashes[rest])).numpy()]
+        rest = rest[~known.among(TRAINED_ON, cells.hashes[rest]).numpy()]
         if not len(rest):
             raise ValueError(
-                f"`labels` {labels} leaves none of the {len(cells)} labelled cells to validate on that was not trained "
+                f"`labels` {labels} leaves none of the {len(order)} labelled cells to validate on that was not trained "
                 "on; ask for fewer, or give a validation file."
             )
         validation = cells.subset(rest[-VALIDATION_CELLS:])
+    else:
+        validation = validation.subset(first_of_each(validation.hashes))
     trained_on = cells.subset(order[:labels])
     check_validation(trained_on, validation, known)
     return trained_on, validation
@@ -323,14 +325,23 @@ def check_validation(trained_on: Cells, validation: Cells, known: KnownCells) ->
         )
 
 
-def tell_what_is_not_validated_on(cells: Cells, trained_on: Cells, known: KnownCells) -> None:
-    """Print how many cells are neither trained nor validated on, and why."""
-    copies = int(torch.isin(cells.hashes, trained_on.hashes).sum()) - len(trained_on)
-    if copies:
-        print(f"{copies} copies of cells to train on, symmetric ones counted, are not validated on.")
-    before = known.among(TRAINED_ON, cells.hashes) & ~torch.isin(cells.hashes, trained_on.hashes)
-    if before.any():
-        print(f"{int(before.sum())} cells that `pretrained` was trained on are not validated on.")
+def tell_what_is_left_out(cells: Cells, others: Cells | None, trained_on: Cells, known: KnownCells) -> None:
+    """Print how many cells are neither trained nor validated on, and why.
+
+    Args:
+        cells: those that the cells to train on were drawn from.
+        others: those to validate on, where they are of another file.
+        trained_on: the cells to train on.
+        known: to the model that training starts from.
+    """
+    for part, name in ((cells, "cells"), (others, "cells to validate on")):
+        if part and (copies := len(part) - len(part.hashes.unique())):
+            print(f"{copies} {name} are translated, turned or mirrored copies of others, and left out.")
+    if others is None:
+        rest = cells.hashes[first_of_each(cells.hashes)]
+        before = known.among(TRAINED_ON, rest) & ~torch.isin(rest, trained_on.hashes)
+        if before.any():
+            print(f"{int(before.sum())} cells that `pretrained` was trained on are not validated on.")
 
 
 def load_pretrained(path: str | Path, name: str | None, cells: Cells) -> Encoder | Regressor:

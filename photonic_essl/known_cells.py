@@ -89,6 +89,11 @@ def cell_hashes(
     return torch.from_numpy(np.concatenate(hashes))
 
 
+def first_of_each(hashes: Int64[Tensor, " sample"]) -> Int64[np.ndarray, " distinct"]:
+    """Return the rows, ascending, of the first of each cell and its copies."""
+    return np.sort(np.unique(hashes.numpy(), return_index=True)[1])
+
+
 def _shells(lattice: np.ndarray, grid: tuple[int, int]) -> list[list[tuple[int, int]]]:
     """Return steps from a pixel to its neighbours, those of equal length together, the shortest first."""
     steps = lattice / np.array(grid)[:, None]

@@ -123,7 +123,9 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
 
 
 def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the model") -> None:
-    """Warn where a model, called so, is to be measured on cells whose labels it was made with."""
+    """Warn where a model, called so, is to be measured on cells whose labels it was made with, or on one cell twice."""
+    if (distinct := len(cells.hashes.unique())) < len(cells):
+        warnings.warn(f"these {len(cells)} cells are {distinct}, if symmetric copies are counted once.", stacklevel=3)
     trained_on, validated_on = (regressor.known.among(use, cells.hashes) for use in (TRAINED_ON, VALIDATED_ON))
     others = validated_on & ~trained_on
     if trained_on.any() or others.any():

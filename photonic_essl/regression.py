@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from photonic_essl.calibration import Calibration
 from photonic_essl.encoders import Encoder, evaluating, multilayer
-from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes
+from photonic_essl.known_cells import TRAINED_ON, VALIDATED_ON, KnownCells, cell_hashes, first_of_each
 from photonic_essl.metrics import FREQUENCIES, PREDICTED, SCORED, empty_lattice
 from photonic_essl.plane_waves import REVISION, PlaneWaves
 from photonic_essl.progress import with_progress
@@ -242,7 +242,8 @@ class Regressor(
                 f"`dos` must have shape ({len(mean)}, {PREDICTED} or more), as there are {len(mean)} cells, "
                 f"got {np.shape(dos)}."
             )
-        self.calibration.fit((mean - true).abs(), spread, self.difficulty(mean))
+        once = first_of_each(hashes)
+        self.calibration.fit((mean - true).abs()[once], spread[once], self.difficulty(mean)[once])
         self.known.add(VALIDATED_ON, hashes)
         return dos_array(mean.numpy())
 

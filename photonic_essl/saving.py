@@ -113,6 +113,8 @@ def read_folder(path: str | Path, noun: str = "model") -> tuple[dict[str, Any], 
         ValueError: if they are not those that were saved together.
     """
     folder = Path(path)
+    if not folder.exists():
+        raise FileNotFoundError(f"{path} holds no saved {noun}: there is no such folder.")
     for file in (SETTINGS, WEIGHTS):
         if not (folder / file).is_file():
             hint = "; its run goes on by the same command" if (folder / "run.json").exists() else ""

@@ -467,8 +467,9 @@ def published_groups(family: str) -> tuple[TransformGroup, TransformGroup]:
     if family not in PUBLISHED_GROUPS:
         raise ValueError(
             f"no groups were published for the family {family!r}, only for {' and '.join(PUBLISHED_GROUPS)}: name "
-            "`invariance`, such as `half-turn`, `mirrors * quarter-turns` on the square lattice, or `lattice` for all "
-            "that no density of states sees; and, where it is predicted, `equivariance`, such as `translations/2`."
+            "`invariance`, such as `half-turn` or, on the square lattice, `square`, and, where another group is "
+            "predicted, `equivariance`, such as `translations/2`; without one `invariance` may be `lattice`: all that "
+            "no density of states sees."
         )
     invariance, equivariance = PUBLISHED_GROUPS[family]
     return group(invariance), group(equivariance)

@@ -141,6 +141,18 @@ def test_own_cells_agree_with_mpb(source, tmp_path):
         verify(out, samples=1, source=source)
 
 
+UPRIGHT = ["--lattice", "[[1, 0], [0, 1.5]]", "--resolution", "16"]
+
+
+def test_what_is_hardly_meant_is_warned_of(tmp_path):
+    np.save(tmp_path / "cells.npy", ellipses(3))
+    with pytest.warns(UserWarning, match=r"48 and 72 samples along them: are the axes of the array \(sample, x, y\)\?"):
+        data_gen.import_cells(tmp_path / "cells.npy", out=tmp_path / "own.h5", resolution=16, unlabelled=True)
+    np.save(tmp_path / "coarse.npy", ellipses(2, (8, 8)))
+    with pytest.warns(UserWarning, match="one sample a pixel: labels are those of crystals whose interfaces are as"):
+        data_gen.import_cells(tmp_path / "coarse.npy", out=tmp_path / "coarse.h5", k_points=3, bands=4, workers=1)
+
+
 def spoilt(value):
     cells = ellipses(3)
     cells[1, 3, 4] = value
@@ -151,7 +163,7 @@ def spoilt(value):
     ("content", "words", "message"),
     [
         *(
-            (lambda value=value: spoilt(value), [], "in single precision, which it is not in cell 1")
+            (lambda value=value: spoilt(value), UPRIGHT, "in single precision, which it is not in cell 1")
             for value in (-1.0, np.nan, 1e60, 1e-60)
         ),
         (lambda: ellipses(3) + 0j, [], "is no .npy file of real numbers: it holds complex128"),
@@ -162,7 +174,7 @@ def spoilt(value):
         (lambda: ellipses(3), ["--lattice", "[[1, 0], [2, 0]]"], "must be two finite, independent vectors"),
         (lambda: ellipses(3), ["--lattice", "triangular"], "(the triangular lattice is called hexagonal here)"),
         (lambda: ellipses(3), ["--unlabelled", "--bands", "9"], "`unlabelled` cells have no use for `bands`"),
-        (lambda: ellipses(3, (22, 22)), ["--solver", "mpb"], "MPB needs a grid of even sides"),
+        (lambda: ellipses(3, (44, 44)), ["--solver", "mpb", "--resolution", "22"], "MPB needs a grid of even sides"),
     ],
 )
 @pytest.mark.filterwarnings("error")

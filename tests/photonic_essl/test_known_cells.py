@@ -170,14 +170,17 @@ def test_copies_of_what_is_trained_on_are_not_validated_on(by, labelled, cells, 
     with xr.load_dataset(labelled) as first, xr.load_dataset(copies) as second:
         both = xr.concat([first, second], "sample", data_vars="minimal")
         both.to_netcdf(tmp_path / "both.nc", engine="h5netcdf")
-    known = finetune(tmp_path / "both.nc", tmp_path / "run", labels=10, **SMALL).known
+    known = finetune(tmp_path / "both.nc", tmp_path / "run", labels=8, **SMALL).known
+    assert "20 cells are translated, turned or mirrored copies of others, and left out." in capsys.readouterr().out
     trained_on, validated_on = (numbers(known, use, cells) for use in (TRAINED_ON, VALIDATED_ON))
-    assert trained_on | validated_on == set(range(20))
+    assert (len(trained_on), len(validated_on)) == (8, 12)
     assert not trained_on & validated_on
-    said = f"{2 * len(trained_on) - 10} copies of cells to train on, symmetric ones counted, are not validated on."
-    assert said in capsys.readouterr().out
-    with pytest.warns(UserWarning, match=f"symmetric copies counted, the model was trained on {len(trained_on)} and"):
+    with pytest.raises(ValueError, match="the 20 labelled cells there are, symmetric copies counted once, got 21"):
+        finetune(tmp_path / "both.nc", tmp_path / "many", labels=21, **SMALL)
+    with pytest.warns(UserWarning, match="symmetric copies counted, the model was trained on 8 and validated"):
         evaluate(copies, tmp_path / "run")
+    with pytest.warns(UserWarning, match="these 40 cells are 20, if symmetric copies are counted once"):
+        evaluate(tmp_path / "both.nc", tmp_path / "run")
     with pytest.raises(ValueError, match="10 of the cells to validate on are among those to train on, or symmetric"):
         finetune(labelled, tmp_path / "given", labels=10, validation=copies, **SMALL)
 
@@ -187,6 +190,9 @@ def test_what_intervals_were_calibrated_on_is_known(finished, cells, tmp_path):
     with pytest.raises(ValueError, match="10 of the cells to calibrate on are among those that the model was trained"):
         model.calibrate(cells.epsilon[:, 0], cells.dos)
     more = load_cells(write_cells(tmp_path / "more.nc", 60, seed=12), labelled=True)
+    few = np.arange(60) % 40
+    with pytest.raises(ValueError, match="a calibration needs 50 cells or more, got 40"):
+        model.calibrate(more.epsilon[few, 0], more.dos[few])
     model.calibrate(more.epsilon[:, 0], more.dos)
     assert model.known.among(VALIDATED_ON, more.hashes).all()
 
