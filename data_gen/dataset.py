@@ -335,7 +335,9 @@ def open_dataset(path: str | Path) -> xr.Dataset:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no dataset file at {path}")
+        unfinished = path.with_name(f"{path.name}.part").is_dir()
+        hint = "; it is unfinished, and goes on by the command that makes it" if unfinished else ""
+        raise FileNotFoundError(f"no dataset file at {path}{hint}")
     if path.suffix == ".npy":
         raise ValueError(f"{path} is an array, not a dataset file; `data-gen import-cells` makes one of it")
     sealed = check_seal(path)

@@ -70,7 +70,7 @@ def predict(
         data: dataset file (labels, if it has any, are not looked at), or an .npy file of ε, `(x, y)` or
             `(sample, x, y)`, which is taken to be of the model's lattice and polarization, and may be sampled more
             finely than the model's pixels by a whole factor.
-        out: netCDF file to write, whose name ends in .nc.
+        out: netCDF file to write, whose name ends in .nc; one that is there is replaced.
         model: folder of a regressor; one that comes with the package where not given.
         polarization: of the densities of states; that of the dataset file or of the model where not given, or else tm.
         encoder: factory of the model's encoder as `module:factory`, if it is not a preset.

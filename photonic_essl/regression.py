@@ -97,7 +97,10 @@ class Regressor(
         )
         seen = self.encoder.features + (PREDICTED if plane_waves else 0)
         if not seen:
-            raise ValueError("a regressor without an encoder needs `plane_waves`, got 0.")
+            raise ValueError(
+                "a regressor without an encoder needs `plane_waves`, got 0; a recipe without them needs an encoder, "
+                "which `few-labels` does not make."
+            )
         self.head = multilayer([seen, *head, PREDICTED], normalise=False)
         if plane_waves:  # no correction before there are labels
             for parameter in self.head[-1].parameters():
