@@ -27,6 +27,7 @@ def originals(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_sample_gives_one_clear_line_or_its_own_contents(originals):
     *found, memory = outcomes(planned(len(KINDS), seed=1), originals)
     assert sorted({kind for kind, _, _ in found}) == sorted(KINDS)

@@ -40,6 +40,7 @@ def test_dataset_is_generated_and_drawn(folder):
     assert {path.name for path in folder.glob("*.png")} == {"rods.png", "bands.png"}
 
 
+@pytest.mark.slow
 def test_own_cells_are_learnt_and_predicted(folder):
     error = run("pretrain_on_own_cells.py", 16)["error"]
     shown = run("predict_and_plot.py", 3)
@@ -48,6 +49,7 @@ def test_own_cells_are_learnt_and_predicted(folder):
     assert {"training.png", "predictions.png", "errors.png", "one_cell.png"} <= {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_gradient_ascent_opens_a_gap_within_the_bounds(folder):
     shown = run("design_a_band_gap.py", 30)
     assert shown["before"].ratio < -0.2

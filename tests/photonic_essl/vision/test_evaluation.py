@@ -60,6 +60,7 @@ def test_cifar10_from_folder_to_accuracy(call, cifar10, tmp_path):
     assert accuracy(call("knn", "--data", data)) > 0.9
 
 
+@pytest.mark.slow
 def test_imagenet_from_folder_to_accuracy(call, imagenet, tmp_path):
     options = ("--encoder", TINY, "--recipe", "e-simsiam", "--batch-size", 8)
     neighbours, linear = learnt(call, f"imagenet:{imagenet}", tmp_path / "run", 2, *options)
