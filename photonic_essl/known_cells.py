@@ -5,7 +5,6 @@ model that starts from it is not validated on that. A cell is known by a hash th
 copies share, as they share its density of states.
 """
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +17,10 @@ from torch import Tensor, nn
 from photonic_essl.symmetry import LATTICE_TOLERANCE
 
 TRAINED_ON, VALIDATED_ON = "hashes_trained_on", "hashes_validated_on"
+
+_PIXELS_AT_A_TIME = 2**20
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio: what it multiplies is spread over all bits
+_Numbers = UInt64[np.ndarray, "sample x y"]
 
 
 class KnownCells(nn.Module):
@@ -54,12 +57,6 @@ class KnownCells(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-_PIXELS_AT_A_TIME = 2**20
-_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2⁶⁴ over the golden ratio: what it multiplies is spread over all bits
-
-_Numbers = UInt64[np.ndarray, "sample x y"]
-
-
 def cell_hashes(
     epsilon: Float[Tensor, "sample channel x y"], lattice: Float[Tensor, "2 2"]
 ) -> Int64[Tensor, " sample"]:
@@ -68,8 +65,8 @@ def cell_hashes(
     Copies are those under translations by whole pixels and the point group of the lattice. Each pixel has a number,
     which is mixed with the sums of those of its nearest neighbours, then of those twice as far away, four times, and so
     on, until pixels have seen the whole cell (colour refinement, B. Weisfeiler and A. Leman 1968). A symmetry of the
-    lattice permutes neighbours at one distance, and pixels, which changes no sum. Two cells that are no copies of each
-    other were found to share a hash only if they repeat every four pixels.
+    lattice permutes neighbours at one distance, and pixels, which changes no sum. Some cells of 4 × 4 pixels, and what
+    repeats them, share a hash with others that are no copies of them; none of more pixels has been found to.
 
     Args:
         epsilon: relative permittivity.
@@ -83,8 +80,8 @@ def cell_hashes(
         pixels = np.zeros_like(bits[:, 0])
         for channel in range(bits.shape[1]):
             pixels = _mixed(pixels * _ODD + bits[:, channel])
-        for stride in itertools.takewhile(lambda stride: stride < max(grid), (2**k for k in itertools.count())):
-            pixels = _refined(pixels, shells, stride)
+        for power in range((max(grid) - 1).bit_length()):
+            pixels = _refined(pixels, shells, 2**power)
         hashes.append(_mixed(pixels.sum((1, 2), dtype=np.uint64)).view(np.int64))
     return torch.from_numpy(np.concatenate(hashes))
 

@@ -375,7 +375,7 @@ class SelfSupervised(SeededModule):
         """Return the losses of two views of a batch and of what is asked about its transformed copies, if anything."""
         invariance = self._invariance_loss(first, second)
         task, classifier = self.objective.prediction, self.classifier
-        if not question or task is None or classifier is None:
+        if task is None or classifier is None:
             return {"loss": self.objective(invariance, None)}
         copies, rows, target = question
         outputs = classifier(self.encoder(copies)[rows].flatten(1))
