@@ -162,6 +162,10 @@ def import_cells(
             started, as in a script that does not keep them from running it themselves.
         OSError: if the file or its shards cannot be written, `source` changes meanwhile, or MPB is asked for and cannot
             be had.
+
+    Warns:
+        UserWarning: if lattice vectors of one length are sampled differently, or labels are asked for of cells with one
+            sample a pixel.
     """
     if Path(out).absolute() == Path(source).absolute():
         raise ValueError(f"`out` must be another file than `source`, got {out} for both")

@@ -35,11 +35,13 @@ def evaluate(data: str | Path, model: str | Path | None = None, *, encoder: str 
         ValueError: if they are of another kind or do not fit each other, or the file is unlabelled.
 
     Warns:
-        UserWarning: if the model was trained or validated on cells of this file, itself or where it started from.
+        UserWarning: if the model was trained or validated on cells of this file, itself or where it started from; or if
+            the file holds symmetric copies of a cell.
     """
     cells = load_cells(data, labelled=True)
     regressor = _load(model, encoder, cells.attributes["polarization"])
     regressor.check_physics(cells.attributes["polarization"], cells.lattice)
+    warn_of_copies(cells)
     warn_of_known_cells(regressor, cells)
     predicted = predictions(regressor, cells.epsilon[:, 0].numpy())
     errors = relative_errors(predicted["dos"], cells.dos)
@@ -122,10 +124,14 @@ def untrained(regressor: Regressor, cells: Cells) -> dict[str, np.ndarray]:
     return compared
 
 
-def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the model") -> None:
-    """Warn where a model, called so, is to be measured on cells whose labels it was made with, or on one cell twice."""
+def warn_of_copies(cells: Cells) -> None:
+    """Warn where models are to be measured on a cell more than once."""
     if (distinct := len(cells.hashes.unique())) < len(cells):
         warnings.warn(f"these {len(cells)} cells are {distinct}, if symmetric copies are counted once.", stacklevel=3)
+
+
+def warn_of_known_cells(regressor: Regressor, cells: Cells, name: str = "the model") -> None:
+    """Warn where a model, called so, is to be measured on cells whose labels it was made with."""
     trained_on, validated_on = (regressor.known.among(use, cells.hashes) for use in (TRAINED_ON, VALIDATED_ON))
     others = validated_on & ~trained_on
     if trained_on.any() or others.any():

@@ -220,7 +220,7 @@ class Regressor(
         `finetune` does so with its validation cells. Cells like those to be predicted make the intervals theirs.
 
         Args:
-            epsilon: relative permittivity, `(sample, x, y)`, of 50 cells or more.
+            epsilon: relative permittivity, `(sample, x, y)`, of 50 cells or more, symmetric copies counted once.
             dos: their true densities of states D/n, `(sample, frequency)`, on the first 400 scaled frequencies or all.
             batch_size: as for `predict`.
 
@@ -229,7 +229,7 @@ class Regressor(
 
         Raises:
             ValueError: as for `predict`; if there are fewer cells, not as many true densities of states, or cells that
-                the model was trained on.
+                the model was trained on, or symmetric copies of those.
         """
         cells = self._checked(epsilon)
         hashes = cell_hashes(cells, self.lattice)

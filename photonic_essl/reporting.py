@@ -29,7 +29,7 @@ from photonic_essl.plotting import (
     draw_training,
     logged_quantities,
 )
-from photonic_essl.prediction import untrained, warn_of_known_cells
+from photonic_essl.prediction import untrained, warn_of_copies, warn_of_known_cells
 from photonic_essl.records import read_records
 from photonic_essl.regression import load_regressor
 from photonic_essl.saving import load_folder
@@ -162,6 +162,7 @@ def _errors(models: list[_Run], test: LabelledCells, count: int, encoder: str | 
     true = test.dos.numpy()
     predicted: dict[str, np.ndarray] = {}
     compared: dict[str, np.ndarray] = {}
+    warn_of_copies(test)
     for model in models:
         regressor = load_regressor(model.folder, model.network(test, encoder))
         regressor.check_physics(test.attributes.get("polarization"), test.lattice)
