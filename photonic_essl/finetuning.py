@@ -77,8 +77,8 @@ def finetune(
     Args:
         data: labelled dataset file.
         out: folder to write: the model, its settings, logs and checkpoint.
-        labels: number of cells to train on, no symmetric copies of each other. Those of a smaller number are among those
-            of a larger one.
+        labels: number of cells to train on, symmetric copies counted once. Those of a smaller number are among those of
+            a larger one.
         pretrained: folder of a pre-trained encoder, or of a regressor, to start from; without it all weights are new.
         validation: labelled dataset file to validate on; without it, cells of `data` that are not trained on, nor were
             by `pretrained` (500 at most, the same whatever the number of labels as long as that leaves so many).
