@@ -152,8 +152,8 @@ def gradient(x: Tensor, of_pooled: Tensor, chosen: Tensor, weight: Tensor, mean:
         of_pooled: the gradient of what was normalised after pooling, channels last.
         chosen: as `pool` returns it.
         weight: of each channel.
-        mean: of each channel; `inverse` as `statistics` returns it.
-        inverse: see `mean`.
+        mean: of each channel, as `statistics` returns it.
+        inverse: 1 / √(variance + eps) of each channel, the same.
         total: sum of `of_pooled` over each channel.
         against_deviation: the same of its product with the deviation of what was pooled from the mean.
         size: of a window.

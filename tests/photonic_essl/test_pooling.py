@@ -53,6 +53,20 @@ def test_kernels_agree_with_double_precision(shape, size, monkeypatch):
     torch.testing.assert_close(moved[1].cpu(), layer.running_var.float(), **close)
 
 
+def test_a_variance_that_rounding_made_negative_is_none():
+    pytest.importorskip("triton")
+    from photonic_essl import pooling_kernels as kernels
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.zeros(2, 1, 2, 2, device=device).contiguous(memory_format=torch.channels_last)
+    sums = torch.tensor([[[8.0], [8.0 - 1e-3]]], device=device)  # of eight numbers, and of their squares
+    moved = torch.zeros(2, 1, device=device).unbind()
+    mean, inverse = kernels.statistics(x, sums, *moved, 0.1, 1e-5)
+    torch.testing.assert_close(torch.cat([mean, inverse]).cpu(), torch.tensor([1.0, 1e-5**-0.5]))
+    torch.testing.assert_close(torch.cat(moved).cpu(), torch.tensor([0.1, 0.0]))
+    assert not torch.isfinite(kernels.statistics(x, sums * float("nan"), *moved, 0.1, 1e-5)[1]).any()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("shape", "size"), SHAPES)

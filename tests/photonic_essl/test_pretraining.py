@@ -413,14 +413,34 @@ def test_a_step_that_a_gpu_repeats_is_the_step_in_less_precision_too(
     np.testing.assert_allclose(first, second, rtol=0.05)
 
 
-@pytest.mark.gpu
-def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(unlabelled, tmp_path, monkeypatch):
+def test_a_step_that_cannot_be_captured_is_launched_kernel_by_kernel(unlabelled, monkeypatch):
     def refuse(*call):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
+    cells = load_cells(unlabelled)
+    settings = load_recipe("e-simclr", "light") | {"batch_size": 8}
+    module = Pretraining(cells, "light", settings, named_groups(cells, "predicted"))
+    assert module.may_capture
     monkeypatch.setattr(pretraining, "captured", refuse)
     with pytest.warns(UserWarning, match="cannot be captured here: operation not permitted when stream is capturing"):
-        pretrain(unlabelled, tmp_path / "run", **SMALL | {"device": "gpu"})
+        module._capture(cells.epsilon[:8])
+    assert not module.may_capture
+    assert module.losses(torch.arange(8), torch.Generator().manual_seed(0))["loss"].isfinite()
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "dtype", "fused"),
+    [
+        ("cuda", "bf16-mixed", torch.float32, True),
+        ("cuda", "16-mixed", torch.float32, False),
+        ("cuda", "32-true", torch.complex64, False),
+        ("cpu", "32-true", torch.float32, False),
+    ],
+)
+def test_weights_are_moved_by_one_kernel_where_it_is_safe(device, precision, dtype, fused):
+    module = SimpleNamespace(device=torch.device(device), trainer=SimpleNamespace(precision=precision))
+    groups = [{"params": [torch.ones(1)]}, {"params": [torch.ones(1, dtype=dtype)]}]
+    assert training.SeededModule._may_fuse(module, groups) is fused
 
 
 @pytest.mark.gpu
